@@ -1,0 +1,1 @@
+"""sparsebench: config-driven experiments in sparse training, with figures that can be trusted."""
