@@ -1,0 +1,97 @@
+"""The command line: Hydra's own, with one-line errors; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from sparsebench.errors import Interrupted, UserError
+
+USAGE = """sparsebench: experiments in sparse training
+
+  sparsebench model=resnet20 data=cifar10 method=rigl sparsity=0.95 seed=1    one run
+  sparsebench -m method=set,rigl sparsity=0.8,0.9 'seed=range(0,3)'           a sweep
+  sparsebench task=profile model=resnet50 data=imagenet method=rigl           accounting only
+  sparsebench list methods|models|data|tables [PATTERN]                       names
+  sparsebench where OVERRIDES                                                 a run's folder
+  sparsebench --cfg job | --info | --hydra-help                               Hydra's own
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: exit code 0 done, 1 failed, 2 a mistake in what was asked, 128+n signal."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        sys.exit(_dispatch(argv))
+    except UserError as error:
+        _say(str(error))
+        sys.exit(2)
+    except Interrupted as error:
+        _say(f"{error}; the same command goes on")
+        sys.exit(128 + error.signum)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on")
+        sys.exit(130)
+    except BrokenPipeError:  # stdout was a pipe that closed, such as head's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["list"]:
+        from sparsebench.commands import list_names
+
+        return list_names(argv[1:])
+    if argv[:1] == ["where"]:
+        from sparsebench.commands import where
+
+        return where(argv[1:])
+    return _hydra(argv)
+
+
+def _hydra(argv: list[str]) -> int:
+    """Compose by Hydra and run; its errors come back as exceptions and become one line."""
+    import hydra
+
+    from sparsebench.config.paths import config_folder
+    from sparsebench.config.refusal import refusal
+    from sparsebench.config.schema import register
+
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting
+    codes: list[int] = []
+    stopped: list[BaseException] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
+    def job(cfg: Any) -> float | None:
+        from sparsebench.reporting import run_and_report
+
+        try:
+            code, value = run_and_report(cfg)
+        except (UserError, Interrupted, KeyboardInterrupt) as error:
+            stopped.append(error)  # raised outside, where Hydra does not comment on it
+            return None
+        codes.append(code)
+        return value
+
+    before = sys.argv
+    sys.argv = [before[0], *argv]
+    try:
+        job()
+    except UserError:
+        raise
+    except Exception as error:
+        told = refusal(error)
+        if told is None:
+            raise
+        raise told from None
+    finally:
+        sys.argv = before
+    if stopped:
+        raise stopped[0]
+    return max(codes, default=0)
+
+
+def _say(text: str) -> None:
+    print(f"sparsebench: {text}", file=sys.stderr, flush=True)

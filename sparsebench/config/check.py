@@ -1,0 +1,143 @@
+"""Checks of a whole config, before anything is built; nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsebench.config.schema import Config
+from sparsebench.errors import UserError, bad_value
+from sparsebench.sparsity.time import Duration
+
+#: Keys that more than one part may take from elsewhere: an import path has a dot.
+KINDS = ("linear", "conv", "embedding")
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a config whose values are out of range or contradict each other.
+
+    Raises:
+        UserError: one line naming key, value given and what is allowed.
+    """
+    _check_keys(cfg)
+    for spec in fields(Config):
+        value = OmegaConf.select(cfg, spec.name)
+        kind = OmegaConf.get_type(cfg, spec.name)
+        if is_dataclass(kind):
+            check_fields(value, spec.name, kind)
+        else:
+            check_field(value, spec.name, spec.metadata)
+    _check_sparsity_scale(cfg)
+    _check_data(cfg)
+    _check_selector(cfg)
+    _check_steps(cfg)
+
+
+def check_fields(values: Any, key: str, kind: Any = None) -> None:
+    """Check each field of a dataclass, or of a config node of its shape, by its metadata."""
+    for spec in fields(kind or values):
+        check_field(getattr(values, spec.name), f"{key}.{spec.name}", spec.metadata)
+
+
+def check_field(value: Any, key: str, rules: Mapping[str, Any]) -> None:
+    """Check one value against the rules of its field."""
+    if value is None:
+        return
+    if "range" in rules:
+        check_number(key, value, rules["range"])
+    if "names" in rules and "." not in str(value) and value not in rules["names"]:
+        allowed = f"one of {', '.join(rules['names'])}, or the import path of your own"
+        raise bad_value(key, value, allowed, rules["names"])
+    if "choices" in rules and value not in rules["choices"]:
+        raise bad_value(key, value, f"one of {', '.join(rules['choices'])}", rules["choices"])
+    if "least" in rules and value < rules["least"]:
+        raise bad_value(key, value, f"a whole number of at least {rules['least']}")
+    if "duration" in rules:
+        Duration.parse(value, key)
+    if "share" in rules and (value < 0 or (value > 1 and value != int(value)) or value != value):
+        raise bad_value(key, value, "a share up to 1.0, or a whole number of images")
+
+
+def check_number(key: str, value: float, interval: str) -> None:
+    """Refuse a number outside an interval such as ``[0, 1)``; NaN is in none."""
+    if isinstance(value, str):
+        raise bad_value(key, value, f"a number in {interval} is needed")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (isinstance(value, int | float) and above and below):
+        percent = f"; did you mean {value / 100:.2f}?" if high == 1 and 1 < value < 100 else ""
+        raise bad_value(key, value, f"a number in {interval} is needed{percent}")
+
+
+def _check_keys(cfg: DictConfig) -> None:
+    """Refuse keys that were added by ``+`` and that nobody would read."""
+    known = [spec.name for spec in fields(Config)]
+    for key in cfg:
+        if key not in known:
+            raise bad_value(str(key), OmegaConf.select(cfg, str(key)), "no such key", known)
+        kind = OmegaConf.get_type(cfg, str(key))
+        if is_dataclass(kind):
+            names = [spec.name for spec in fields(kind)]
+            for name in cfg[key]:
+                if name not in names:
+                    raise bad_value(f"{key}.{name}", cfg[key][name], "no such key", names)
+
+
+def _check_sparsity_scale(cfg: DictConfig) -> None:
+    if cfg.sparsity == 0 and cfg.method.get("shrink"):
+        raise UserError("sparsity=0: method=small_dense needs a sparsity above 0 to be smaller")
+
+
+def _check_data(cfg: DictConfig) -> None:
+    data = cfg.data
+    if data.train_size and cfg.batch_size > data.train_size:
+        raise bad_value(
+            "batch_size", cfg.batch_size, f"'{data.name}' has {data.train_size} images to train on"
+        )
+    if data.num_classes and cfg.model.num_classes and cfg.model.num_classes != data.num_classes:
+        raise bad_value(
+            "model.num_classes",
+            cfg.model.num_classes,
+            f"data '{data.name}' has {data.num_classes} classes (data.num_classes)",
+        )
+    if cfg.batch_size % (cfg.trainer.devices * cfg.trainer.accumulate):
+        raise UserError(
+            f"batch_size={cfg.batch_size}: it is the batch of one optimizer step and must divide "
+            f"by trainer.devices={cfg.trainer.devices} x trainer.accumulate={cfg.trainer.accumulate}"
+        )
+
+
+def _check_selector(cfg: DictConfig) -> None:
+    for kind in cfg.selector.kinds:
+        if kind not in KINDS:
+            raise bad_value("selector.kinds", kind, f"any of {', '.join(KINDS)}", KINDS)
+
+
+def _check_steps(cfg: DictConfig) -> None:
+    """Where the size of the data is known, check the update window as it will be."""
+    from sparsebench.sparsity.spec import MethodSpec
+    from sparsebench.sparsity.window import Window
+
+    data = cfg.data
+    for milestone in cfg.schedule.milestones:
+        Duration.parse(milestone, "schedule.milestones")
+    if OmegaConf.get_type(cfg, "method") is not MethodSpec or not data.train_size:
+        return
+    if cfg.task.name != "classification":
+        return
+    images = data.train_size
+    if data.subset:
+        images = round(data.subset * images) if data.subset <= 1 else int(data.subset)
+    held = data.validation if data.validation > 1 else data.validation * images
+    steps = math.floor((images - held) / cfg.batch_size)
+    if steps < 1:
+        raise bad_value(
+            "batch_size", cfg.batch_size, f"{round(images - held)} images are left to train on"
+        )
+    spec = MethodSpec(**OmegaConf.to_container(cfg.method, resolve=True))  # type: ignore[arg-type]
+    Window.of(spec, steps * cfg.epochs, steps)

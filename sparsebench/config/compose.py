@@ -1,0 +1,32 @@
+"""Compose a config from overrides, as the command line does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from sparsebench.config.paths import config_folder
+from sparsebench.config.refusal import refusal
+from sparsebench.config.schema import register
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The config that these overrides of the shipped defaults stand for.
+
+    Raises:
+        UserError: an option, key or value that does not exist.
+    """
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return hydra_compose("config", overrides=list(overrides))
+    except Exception as error:
+        told = refusal(error)
+        if told is None:
+            raise
+        raise told from None

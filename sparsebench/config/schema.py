@@ -1,0 +1,194 @@
+"""The typed configuration: every key, its type, its default and what it may be.
+
+The defaults here are part of a run's identity: a key at its default is left out of it, so
+a new key orphans no old run. Changing a default changes what old names mean, and needs a
+higher :data:`SCHEMA`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from sparsebench.sparsity.spec import (
+    DistributionSpec,
+    MethodSpec,
+    SelectorSpec,
+    StructureSpec,
+    duration,
+    number,
+)
+
+#: Raised when a default changes or a result file means something else.
+SCHEMA = 1
+
+
+def choice(default: Any, *choices: str) -> Any:
+    """A field that is one of some words."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def count(default: int | None, least: int = 1) -> Any:
+    """A whole number of at least ``least``."""
+    return field(default=default, metadata={"least": least})
+
+
+@dataclass
+class TaskConfig:
+    """What is done with the model: see ``sparsebench/tasks``."""
+
+    name: str = "classification"
+
+
+@dataclass
+class ModelConfig:
+    """A network: a builder by import path, and its dials."""
+
+    name: str = ""
+    _target_: str = ""
+    width: float = number(1.0, "(0, 64]", "multiplies hidden widths")
+    num_classes: int | None = count(None)
+    pretrained: bool = False
+    checkpoint: str | None = None
+    hidden: list[int] | None = None
+    depth: int | None = count(None)
+    widen: float | None = number(None, "(0, 64]", "widening factor of a wide ResNet")
+    stem: str | None = None
+    dropout: float | None = number(None, "[0, 1)", "dropout probability")
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """A data set: a builder by import path, and how it is split and augmented."""
+
+    name: str = ""
+    _target_: str = ""
+    root: str | None = None
+    num_classes: int | None = count(None)
+    input_shape: list[int] | None = None
+    train_size: int | None = count(None)
+    augment: str = choice("standard", "standard", "none")
+    validation: float = field(default=0.1, metadata={"share": True})
+    subset: float | None = field(default=None, metadata={"share": True})
+    split_seed: int = count(0, 0)
+    workers: int = count(0, 0)
+    path: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    cache: bool = True
+    download: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer and its dials; a dial that an optimizer does not have is refused."""
+
+    name: str = "sgd"
+    lr: float = number(0.1, "(0, inf)", "peak learning rate")
+    weight_decay: float = number(0.0005, "[0, inf)", "decay of the weights")
+    momentum: float = number(0.9, "[0, 1)", "momentum (SGD)")
+    nesterov: bool = True
+    beta1: float = number(0.9, "[0, 1)", "decay of the first moment (Adam)")
+    beta2: float = number(0.999, "[0, 1)", "decay of the second moment (Adam)")
+    eps: float = number(1e-8, "(0, inf)", "added to the denominator (Adam)")
+    decay_norms: bool = True
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over training."""
+
+    name: str = "cosine"
+    warmup: str = duration("0ep", "linear warm-up from zero")
+    milestones: list[str] = field(default_factory=lambda: ["50%", "75%"])
+    gamma: float = number(0.1, "(0, 1]", "factor at each milestone")
+    final: float = number(0.0, "[0, 1]", "share of the peak at the end")
+
+
+@dataclass
+class TrainerConfig:
+    """How training runs."""
+
+    accelerator: str = choice("auto", "auto", "cpu", "gpu", "cuda", "mps")
+    devices: int = count(1)
+    precision: str = choice("32", "32", "bf16", "16", "64")
+    accumulate: int = count(1)
+    clip: float | None = number(None, "(0, inf)", "largest norm of the gradient")
+    ema: float | None = number(None, "(0, 1)", "decay of the averaged weights")
+    compile: bool = False
+    channels_last: bool = True
+    patience: int | None = count(None)
+    label_smoothing: float = number(0.0, "[0, 1)", "share of uniform label noise")
+    mixup: float = number(0.0, "[0, inf)", "alpha of mixup; 0 is off")
+    cutmix: float = number(0.0, "[0, inf)", "alpha of CutMix; 0 is off")
+    checkpoint_every: float = number(60.0, "[0, inf)", "seconds between checkpoints in an epoch")
+    threads: int | None = count(None)
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go beside the run's own CSV."""
+
+    name: str = choice("csv", "csv", "wandb", "tensorboard", "all")
+    project: str = "sparsebench"
+    entity: str | None = None
+    mode: str = choice("auto", "auto", "online", "offline", "disabled")
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: Any = field(default_factory=MethodSpec)
+    distribution: DistributionSpec = field(default_factory=DistributionSpec)
+    structure: StructureSpec = field(default_factory=StructureSpec)
+    selector: SelectorSpec = field(default_factory=SelectorSpec)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    table: Any = None
+    sparsity: float = number(0.9, "[0, 1)", "share of zeros over the selected weights")
+    seed: int = count(0, 0)
+    epochs: int = count(20)
+    batch_size: int = count(128)
+    runs: str = "runs"
+    force: bool = False
+    quiet: bool = False
+    allow: list[str] = field(default_factory=list)
+
+
+#: Keys that can't change a result, and so are no part of a run's identity.
+IGNORED = (
+    "logger",
+    "table",
+    "runs",
+    "force",
+    "quiet",
+    "allow",
+    "data.root",
+    "data.workers",
+    "data.cache",
+    "data.download",
+    "trainer.accelerator",
+    "trainer.threads",
+    "trainer.checkpoint_every",
+)
+
+
+def register() -> None:
+    """Make the schema known to Hydra: the root's, and that of composed methods."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="method", name="composed", node=MethodSpec)

@@ -1,0 +1,78 @@
+"""Every method of ``configs/method`` as a function: ``rigl(sparsity=0.9, drop_fraction=0.5)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sparsebench.config.paths import config_files, config_folder
+from sparsebench.errors import bad_value
+
+if TYPE_CHECKING:
+    from sparsebench.sparsity.composed import Composed
+    from sparsebench.sparsity.method import Method
+
+
+def method(name: str, **dials: Any) -> Composed:
+    """Build a method by its name.
+
+    Args:
+        name: file name in ``configs/method``, such as ``rigl``.
+        **dials: ``sparsity``, ``distribution`` (a name or a dict), ``structure``, and any dial
+            of the method, such as ``drop_fraction=0.5``.
+
+    Raises:
+        UserError: a name, dial or value that does not exist.
+    """
+    from sparsebench.config.check import check_fields
+    from sparsebench.sparsity.composed import Composed
+    from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, StructureSpec
+
+    names = config_files("method")
+    if name not in names:
+        raise bad_value("method", name, f"one of {', '.join(names)}", names)
+    values = yaml.safe_load((config_folder() / "method" / f"{name}.yaml").read_text())
+    sibling = {k.split(" ")[-1].strip("/").split("@")[0]: v for d in values.pop("defaults", []) if isinstance(d, dict) for k, v in d.items()}
+    sparsity = dials.pop("sparsity", 0.9)
+    distribution = _spec(DistributionSpec, dials.pop("distribution", sibling.get("distribution")))
+    structure = _spec(StructureSpec, dials.pop("structure", None))
+    known = [f.name for f in fields(MethodSpec)]
+    for dial in dials:
+        if dial not in known:
+            raise bad_value(f"method.{dial}", dials[dial], "no such dial", known)
+    spec = MethodSpec(**{**values, **dials})
+    for key, part in (("method", spec), ("distribution", distribution), ("structure", structure)):
+        check_fields(part, key)
+    check_fields_sparsity(sparsity)
+    return Composed(spec, sparsity, distribution, structure)
+
+
+def as_method(given: Method | str, sparsity: float | None = None) -> Method:
+    """A method object, from itself or from its name."""
+    if not isinstance(given, str):
+        return given
+    return method(given) if sparsity is None else method(given, sparsity=sparsity)
+
+
+def check_fields_sparsity(sparsity: float) -> None:
+    """Refuse a sparsity outside [0, 1)."""
+    from sparsebench.config.check import check_number
+
+    check_number("sparsity", sparsity, "[0, 1)")
+
+
+def _spec(kind: type, given: str | Mapping[str, Any] | None) -> Any:
+    if isinstance(given, kind):
+        return given
+    if given is None:
+        return kind()
+    return kind(name=given) if isinstance(given, str) else kind(**given)
+
+
+def __getattr__(name: str) -> Callable[..., Composed]:
+    if name in config_files("method"):
+        return lambda **dials: method(name, **dials)
+    raise AttributeError(f"no method '{name}' in configs/method")

@@ -1,0 +1,120 @@
+"""One run, from a config to its result.json: check, claim, train or resume, record."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsebench.config.check import check
+from sparsebench.config.identity import identity, run_folder
+from sparsebench.errors import Diverged, Interrupted, UserError, bad_value
+from sparsebench.files import read_json, sweep_leftovers, write_json, write_text
+from sparsebench.result import NAME, read_result, write_result
+
+TASKS = ("classification", "profile")
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Do what the config asks for, unless it is done.
+
+    Args:
+        cfg: the composed config.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        UserError: the config, the data or the machine can't do it; nothing was written.
+        Interrupted: a signal stopped it; the same call goes on.
+    """
+    check(cfg)
+    if cfg.task.name not in TASKS:
+        raise bad_value("task", cfg.task.name, f"one of {', '.join(TASKS)}", TASKS)
+    folder = run_folder(cfg)
+    if done := finished(cfg):
+        return done
+    task = _load_task(cfg.task.name)
+    prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
+    with _claim(folder):
+        if done := finished(cfg):  # another process may have finished it while we waited
+            return done
+        return _train(cfg, folder, task, prepared)
+
+
+def finished(cfg: DictConfig) -> dict[str, Any] | None:
+    """The result of a run that needs no more work: finished or diverged, and not forced."""
+    result = read_result(run_folder(cfg))
+    if result is None or cfg.force or result["status"] == "failed":
+        return None
+    return result
+
+
+def _load_task(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"sparsebench.tasks.{name}")
+
+
+def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str, Any]:
+    from sparsebench.environment import describe
+
+    sweep_leftovers(folder)
+    for name in (NAME, "last.ckpt", "previous.ckpt") if cfg.force else (NAME,):
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    record: dict[str, Any] = {
+        "identity": identity(cfg),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "environment": describe(folder),
+    }
+    try:
+        outcome = task.run(cfg, folder, prepared)
+        write_result(folder, status="finished", **record, **outcome)
+    except Diverged as error:
+        metrics = {"diverged/step": error.step}
+        write_result(folder, status="diverged", metrics=metrics, error=str(error), **record)
+    except (Interrupted, UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        write_text(folder / "error.txt", traceback.format_exc())
+        said = f"{type(error).__name__}: {error}"
+        write_result(folder, status="failed", metrics={}, error=said, **record)
+    result = read_result(folder)
+    assert result is not None
+    return result
+
+
+@contextmanager
+def _claim(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; another process that has it is waited for, and named.
+
+    The lock is the operating system's, so that of a dead process is free at once.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            owner = read_json(folder / "owner.json") or {}
+            said = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+            print(f"sparsebench: {folder} is already running ({said}); waiting", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(f"runs={folder.parent}: can't be written to ({error.strerror})") from error
+    try:
+        write_json(folder / "owner.json", {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        (folder / "owner.json").unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,68 @@
+"""The interface of a sparsity method, and what it sees of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sparsebench.sparsity.masks import Masks
+
+
+@dataclass
+class TrainState:
+    """What a method sees of a run; it writes through ``masks`` only.
+
+    Attributes:
+        model: the network being trained.
+        optimizers: all optimizers that move its weights.
+        masks: the owner of the sparse weights.
+        generator: the run's source of randomness, on the CPU and in the checkpoint.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of one epoch.
+        step: optimizer steps done.
+        notes: sentences for the result, such as an update that was left out.
+    """
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    masks: Masks
+    generator: torch.Generator
+    total_steps: int
+    steps_per_epoch: int
+    step: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class Method(Protocol):
+    """What the training loop asks of a method; see :class:`Composed` for the usual one.
+
+    Attributes:
+        storage: where absent weights live: ``zeroed``, ``frozen`` or ``shadow``.
+    """
+
+    storage: str
+
+    def start(self, state: TrainState) -> None:
+        """Set the masks of step 0."""
+
+    def after_backward(self, state: TrainState) -> bool:
+        """Look at the dense gradients; true if this iteration's optimizer step is replaced."""
+
+    def after_step(self, state: TrainState) -> None:
+        """Weights have moved, ``state.step`` counts this step; update the masks if it is time."""
+
+    def wants_dense_gradient(self, state: TrainState) -> bool:
+        """Whether this iteration needs the gradient of absent weights (it costs FLOPs)."""
+
+    def loss(self, state: TrainState) -> Tensor | None:
+        """An extra term of the loss."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs: tensors, numbers and strings only."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""

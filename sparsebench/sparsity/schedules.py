@@ -1,0 +1,40 @@
+"""Values over the update window, as functions of progress in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+
+def constant(progress: float) -> float:
+    """The target from the first step on."""
+    return 1.0
+
+
+def once(progress: float) -> float:
+    """All at the start of the window (one-shot pruning)."""
+    return 1.0 if progress >= 0 else 0.0
+
+
+def cubic(progress: float) -> float:
+    """Fast at first, slow at the end: 1 - (1 - p)^3 (Zhu & Gupta, arXiv 1710.01878, eq. 1)."""
+    return 1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3
+
+
+def linear(progress: float) -> float:
+    """Straight line from 0 to 1."""
+    return min(max(progress, 0.0), 1.0)
+
+
+def cosine_decay(progress: float) -> float:
+    """Half a cosine from 1 to 0 (RigL, arXiv 1911.11134, eq. 1)."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+
+def constant_decay(progress: float) -> float:
+    """No decay (SET, arXiv 1707.04780)."""
+    return 1.0
+
+
+def linear_decay(progress: float) -> float:
+    """Straight line from 1 to 0."""
+    return 1.0 - min(max(progress, 0.0), 1.0)

@@ -1,0 +1,98 @@
+"""When a method updates its masks, and the values of its schedules there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsebench.errors import UserError
+from sparsebench.sparsity import registry
+from sparsebench.sparsity.spec import MethodSpec
+from sparsebench.sparsity.time import Duration
+
+
+@dataclass(frozen=True)
+class Window:
+    """The update window of one run, in optimizer steps.
+
+    Attributes:
+        begin: first step of the window.
+        end: last step at which an update may happen.
+        every: steps between updates; the first is at ``begin + every`` (at ``begin`` for
+            a one-shot method).
+    """
+
+    begin: int
+    end: int
+    every: int
+    one_shot: bool
+
+    @classmethod
+    def of(cls, spec: MethodSpec, total_steps: int, steps_per_epoch: int) -> Window:
+        """Resolve a spec's durations.
+
+        Raises:
+            UserError: an empty, reversed or never reached window, naming both keys.
+        """
+        begin, end, every = (
+            Duration.parse(getattr(spec, k), f"method.{k}").steps(total_steps, steps_per_epoch)
+            for k in ("begin", "end", "every")
+        )
+        window = cls(begin, end, every, spec.sparsity_schedule == "once")
+        if updates(spec):
+            _check(spec, window, total_steps)
+        return window
+
+    @property
+    def last(self) -> int:
+        """The last step at which an update happens."""
+        return self.begin + (self.end - self.begin) // self.every * self.every
+
+    def is_update(self, step: int) -> bool:
+        """Whether the masks are updated after optimizer step number ``step`` (from 1)."""
+        if self.one_shot:
+            return step == self.begin
+        return self.begin < step <= self.end and (step - self.begin) % self.every == 0
+
+    def sparsity(self, spec: MethodSpec, final: float, step: int) -> float:
+        """The sparsity asked for after ``step`` steps."""
+        curve = registry.find(
+            spec.sparsity_schedule, registry.SPARSITY_SCHEDULES, "method.sparsity_schedule"
+        )
+        start = spec.initial_sparsity
+        if self.one_shot:
+            return start + (final - start) * float(curve(step - self.begin))
+        span = max(self.last - self.begin, 1)
+        return start + (final - start) * float(curve((step - self.begin) / span))
+
+    def drop_fraction(self, spec: MethodSpec, step: int) -> float:
+        """The share of weights to drop after ``step`` steps."""
+        if spec.drop is None or step > self.end:
+            return 0.0
+        curve = registry.find(spec.drop_schedule, registry.DROP_SCHEDULES, "method.drop_schedule")
+        progress = (step - self.begin) / max(self.end - self.begin, 1)
+        floor = min(spec.drop_floor, spec.drop_fraction)
+        return floor + (spec.drop_fraction - floor) * float(curve(progress))
+
+
+def updates(spec: MethodSpec) -> bool:
+    """Whether the method ever changes its masks after the start."""
+    return spec.sparse and (spec.drop is not None or spec.sparsity_schedule != "constant")
+
+
+def _check(spec: MethodSpec, window: Window, total_steps: int) -> None:
+    said = f"method.begin={spec.begin} method.end={spec.end} method.every={spec.every}"
+    if window.one_shot:
+        if not 0 < window.begin <= total_steps:
+            raise UserError(f"{said}: method.begin must lie within the {total_steps} steps of training")
+        return
+    if window.every < 1:
+        raise UserError(f"{said}: method.every must be at least one optimizer step")
+    if window.end > total_steps:
+        raise UserError(f"{said}: method.end lies after the {total_steps} steps of training")
+    if window.end <= window.begin:
+        raise UserError(f"{said}: method.end must come after method.begin")
+    if window.every > window.end - window.begin:
+        raise UserError(
+            f"{said}: no update would happen, since method.every ({window.every} steps) is longer "
+            f"than the window from method.begin to method.end ({window.end - window.begin} steps)"
+        )

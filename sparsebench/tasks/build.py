@@ -1,0 +1,77 @@
+"""From config groups to the objects of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from sparsebench import models
+from sparsebench.config.importing import resolve
+from sparsebench.errors import UserError, bad_value
+from sparsebench.sparsity.composed import Composed
+from sparsebench.sparsity.flops import layer_flops
+from sparsebench.sparsity.method import Method
+from sparsebench.sparsity.selector import select
+from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, SelectorSpec, StructureSpec
+
+
+def container(node: Any) -> dict[str, Any]:
+    """A config node as a plain dictionary."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def build_method(cfg: DictConfig) -> Method:
+    """The sparsity method of a config: composed of parts, or a class by its import path.
+
+    A class of one's own is called with ``sparsity`` and the other keys of its YAML.
+    """
+    values = container(cfg.method)
+    distribution = DistributionSpec(**container(cfg.distribution))
+    structure = StructureSpec(**container(cfg.structure))
+    if target := values.pop("_target_", None):
+        built: Any = resolve(target, "method._target_", list(cfg.allow))
+        values.pop("name", None)
+        try:
+            method: Method = built(sparsity=cfg.sparsity, **values)
+        except TypeError as error:
+            raise UserError(f"method._target_={target}: {error}") from error
+        return method
+    for part in ("prune", "drop", "grow", "initial", "redistribute"):
+        if "." in str(values[part]):
+            values[part] = resolve(values[part], f"method.{part}", list(cfg.allow))
+    return Composed(MethodSpec(**values), cfg.sparsity, distribution, structure)
+
+
+def network(
+    cfg: DictConfig, input_shape: tuple[int, ...], num_classes: int
+) -> tuple[nn.Module, float | None]:
+    """The model, from the run's seed; for a shrunk baseline, as narrow as ``sparsity`` asks.
+
+    Returns:
+        The model, and the forward FLOPs of the full-width one if this is narrower.
+    """
+    device = cfg.trainer.accelerator
+    if device in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise bad_value("trainer.accelerator", device, "no such device here; cpu is")
+    config, selector = container(cfg.model), SelectorSpec(**container(cfg.selector))
+
+    def at(width: float | None) -> nn.Module:
+        return models.build(config, input_shape, num_classes, width=width, allow=list(cfg.allow))
+
+    def weights(model: nn.Module) -> int:
+        return sum(p.numel() for p in select(model, selector).values())
+
+    torch.manual_seed(cfg.seed)
+    if not cfg.method.get("shrink"):
+        return at(None), None
+    with torch.device("meta"):
+        full = at(None)
+    target = round((1.0 - cfg.sparsity) * weights(full))
+    width = models.matched_width(at, target, weights)
+    torch.manual_seed(cfg.seed)
+    return at(width), float(layer_flops(full, input_shape).total)

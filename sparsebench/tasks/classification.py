@@ -1,0 +1,84 @@
+"""Train and test an image classifier."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from sparsebench import data
+from sparsebench.data import DataSets
+from sparsebench.errors import UserError
+from sparsebench.sparsity.flops import LayerFlops, layer_flops
+from sparsebench.sparsity.method import Method
+from sparsebench.sparsity.selector import select
+from sparsebench.sparsity.spec import SelectorSpec
+from sparsebench.tasks.build import build_method, container, network
+from sparsebench.training.optimizers import check_optimizer_config
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, built and checked before anything is written."""
+
+    data: DataSets
+    model: nn.Module
+    method: Method
+    selector: SelectorSpec
+    flops: LayerFlops
+    dense_forward: float
+    seconds: float
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Load the data, build model and method, and refuse what can't work."""
+    begin = time.perf_counter()
+    check_optimizer_config(cfg)
+    sets = data.load(container(cfg.data), allow=list(cfg.allow))
+    _check_batch(cfg, len(sets.train))
+    model, dense_forward = network(cfg, sets.input_shape, sets.num_classes)
+    selector = SelectorSpec(**container(cfg.selector))
+    names = select(model, selector)
+    flops = layer_flops(model, sets.input_shape, names=names)
+    return Prepared(
+        data=sets,
+        model=model,
+        method=build_method(cfg),
+        selector=selector,
+        flops=flops,
+        dense_forward=dense_forward or flops.total,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """Train, test, and give what goes into ``result.json``."""
+    sets = prepared.data
+    module = Classifier(prepared.model, cfg, sets.num_classes, len(sets.input_shape))
+    sparsify = Sparsify(
+        prepared.method, selector=prepared.selector, seed=cfg.seed, module="model"
+    )
+    measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
+    fitted = fit(cfg, folder, sets, module, sparsify, measure, [])
+    begin = time.perf_counter()
+    fitted.trainer.test(module, eval_loader(cfg, sets.test, fitted.trainer), verbose=False)
+    found = outcome(
+        fitted, module.take_evaluation(), sum(p.numel() for p in prepared.model.parameters())
+    )
+    found["metrics"] |= {
+        "seconds/testing": time.perf_counter() - begin,
+        "seconds/setup": prepared.seconds,
+        "seconds/fit": fitted.seconds,
+    }
+    found["notes"] += sets.notes
+    found["data"] = {"fingerprint": sets.fingerprint, "train": len(sets.train)}
+    return found
+
+
+def _check_batch(cfg: DictConfig, images: int) -> None:
+    if cfg.batch_size > images:
+        raise UserError(f"batch_size={cfg.batch_size}: there are {images} images to train on")

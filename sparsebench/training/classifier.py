@@ -1,0 +1,153 @@
+"""The LightningModule of image classification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from sparsebench.errors import Diverged
+from sparsebench.training.optimizers import build_optimizer, build_schedule
+
+
+class Classifier(LightningModule):
+    """Cross-entropy training of a classifier; what it measures is read by callbacks.
+
+    Attributes:
+        last_validation: loss, accuracy and top-5 accuracy of the last validation.
+    """
+
+    def __init__(self, model: nn.Module, cfg: DictConfig, num_classes: int, input_ndim: int) -> None:
+        """Wrap a model.
+
+        Args:
+            model: maps (batch, *input_shape) to (batch, num_classes) logits.
+            cfg: the whole config.
+            num_classes: number of classes.
+            input_ndim: number of dimensions of one input, 3 for images.
+        """
+        super().__init__()
+        self.model = model
+        self.cfg = cfg
+        self._run_model = torch.compile(model) if cfg.trainer.compile else model
+        smoothing = cfg.trainer.label_smoothing
+        self.train_criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        self.mix = _mixer(cfg.trainer, num_classes)
+        self._images = input_ndim == 3 and cfg.trainer.channels_last
+        self.evaluation = nn.ModuleDict(
+            {
+                "loss": MeanMetric(),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+            }
+        )
+        self.last_validation: dict[str, float] = {}
+        self._loss_sum = torch.zeros(())
+        self._loss_count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, num_classes) of inputs (batch, *input_shape)."""
+        if self._images:
+            x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self._run_model(x)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch."""
+        x, y = batch
+        if self.mix is not None:
+            x, y = self.mix(x, y)
+        loss: Tensor = self.train_criterion(self(x), y)
+        self._loss_sum += loss.detach()
+        self._loss_count += 1
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """A loss that is NaN or infinite anywhere in the epoch ends the run."""
+        self.check_divergence()
+
+    def check_divergence(self) -> None:
+        """Raise if the loss of this epoch is not finite.
+
+        Raises:
+            Diverged: with the step at which it was noticed.
+        """
+        value = float(self._loss_sum)
+        if value - value != 0.0:  # NaN or infinite
+            raise Diverged(self.global_step, value)
+
+    def take_train_loss(self) -> float:
+        """Mean loss since the last call."""
+        mean = float(self._loss_sum) / max(self._loss_count, 1)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        return mean
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the evaluation."""
+        x, y = batch
+        logits = self(x).float()
+        self.evaluation["loss"].update(nn.functional.cross_entropy(logits, y), weight=len(y))
+        self.evaluation["accuracy"].update(logits, y)
+        self.evaluation["top5"].update(logits, y)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the figures for the epoch's row, and log them for callbacks that watch one."""
+        self.last_validation = self.take_evaluation()
+        self.log_dict({f"validation/{k}": v for k, v in self.last_validation.items()})
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the evaluation."""
+        self.validation_step(batch, batch_idx)
+
+    def take_evaluation(self) -> dict[str, float]:
+        """Loss, accuracy and top-5 accuracy since the last call."""
+        values = {name: float(metric.compute()) for name, metric in self.evaluation.items()}
+        for metric in self.evaluation.values():
+            metric.reset()
+        return values
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule of the config."""
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer = build_optimizer(self.model, self.cfg.optimizer, tuple(self.cfg.allow))
+        per_epoch = total // self.cfg.epochs
+        schedule = build_schedule(optimizer, self.cfg.schedule, total, per_epoch)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The running loss of the epoch is part of what resuming needs."""
+        checkpoint["train_loss"] = (float(self._loss_sum), self._loss_count)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back the running loss."""
+        total, self._loss_count = checkpoint["train_loss"]
+        self._loss_sum = torch.tensor(total)
+
+    def setup(self, stage: str) -> None:
+        """Put what is not a parameter on the device."""
+        self._loss_sum = self._loss_sum.to(self.device)
+        if self._images:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _mixer(config: DictConfig, num_classes: int) -> Any:
+    """Mixup and CutMix by torchvision, one of them at random for each batch."""
+    if not config.mixup and not config.cutmix:
+        return None
+    from torchvision.transforms import v2
+
+    choices: list[Any] = []
+    if config.mixup:
+        choices.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
+    if config.cutmix:
+        choices.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
+    return choices[0] if len(choices) == 1 else v2.RandomChoice(choices)

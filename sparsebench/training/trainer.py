@@ -1,0 +1,143 @@
+"""Put a Lightning trainer together for one run, and fit."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from omegaconf import DictConfig
+
+from sparsebench.config.identity import identity
+from sparsebench.data import DataSets, EvalLoader, TrainLoader
+from sparsebench.training.checkpoint import Checkpoint, WholeFiles, find_checkpoint
+from sparsebench.training.classifier import Classifier
+from sparsebench.training.ema import Ema
+from sparsebench.training.measure import Measure
+from sparsebench.training.progress import Progress
+from sparsebench.training.sparsify import Sparsify
+
+PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+@dataclass
+class Fitted:
+    """A trained model and what was measured on the way."""
+
+    trainer: Trainer
+    module: Classifier
+    sparsify: Sparsify
+    measure: Measure
+    checkpoint: Checkpoint
+    seconds: float
+    notes: list[str]
+
+
+def fit(
+    cfg: DictConfig,
+    folder: Path,
+    sets: DataSets,
+    module: Classifier,
+    sparsify: Sparsify,
+    measure: Measure,
+    loggers: list[Callback],
+) -> Fitted:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Raises:
+        Diverged: the loss is not finite.
+        Interrupted: a signal came; the checkpoint is written.
+    """
+    _quiet_lightning()
+    resume = find_checkpoint(folder, identity(cfg))
+    notes = _differences(resume)
+    checkpoint = Checkpoint(folder, identity(cfg), cfg.trainer.checkpoint_every)
+    callbacks: list[Callback] = [sparsify]
+    if cfg.trainer.ema:
+        callbacks.append(Ema(cfg.trainer.ema, sparsify))
+    callbacks += [measure, *loggers, Progress(cfg)]
+    if cfg.trainer.patience and sets.validation is not None:
+        monitor, patience = "validation/accuracy", cfg.trainer.patience
+        callbacks.append(EarlyStopping(monitor, patience=patience, mode="max"))
+    callbacks.append(checkpoint)
+    trainer = build_trainer(cfg, callbacks)
+    begin = time.perf_counter()
+    trainer.fit(
+        module,
+        train_dataloaders=train_loader(cfg, sets, trainer),
+        val_dataloaders=eval_loader(cfg, sets.validation, trainer),
+        ckpt_path=resume,
+        weights_only=True,
+    )
+    if sparsify.session is None:  # the checkpoint was that of the last epoch
+        for callback in callbacks[:-1]:
+            callback.on_train_start(trainer, module)
+        for callback in callbacks[:-1]:
+            callback.on_train_end(trainer, module)
+    seconds = time.perf_counter() - begin
+    return Fitted(trainer, module, sparsify, measure, checkpoint, seconds, notes)
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
+    """The trainer of a config: nothing of Lightning's own logging, bars or checkpoints."""
+    config = cfg.trainer
+    return Trainer(
+        accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        max_epochs=cfg.epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip,
+        callbacks=callbacks,
+        plugins=[WholeFiles()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def train_loader(cfg: DictConfig, sets: DataSets, trainer: Trainer) -> TrainLoader:
+    """This rank's training batches."""
+    return TrainLoader(
+        sets.train,
+        cfg.batch_size // cfg.trainer.accumulate,
+        cfg.seed,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        multiple=cfg.trainer.accumulate,
+    )
+
+
+def eval_loader(cfg: DictConfig, images: Any, trainer: Trainer) -> EvalLoader | None:
+    """This rank's share of an evaluation set, in batches that need no gradients."""
+    if images is None:
+        return None
+    batch = max(2 * cfg.batch_size, 256)
+    return EvalLoader(images, batch, rank=trainer.global_rank, world_size=trainer.world_size)
+
+
+def _differences(checkpoint: Path | None) -> list[str]:
+    """What differs from the machine that wrote the checkpoint, so that the rest can't be bitwise."""
+    if checkpoint is None:
+        return []
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["sparsebench"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pairs = (("torch", kept["torch"], torch.__version__), ("device", kept["device"], device))
+    return [f"not bitwise: {w} was {a}, is {b}, on resuming" for w, a, b in pairs if a != b]
+
+
+def _quiet_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
