@@ -24,6 +24,29 @@ def run_and_report(cfg: DictConfig) -> tuple[int, float | None]:
         text = f"{result['identity']} {result['status']}: {result.get('error', '')}"
         print(f"sparsebench: {text}", file=sys.stderr)
     elif not cfg.quiet:
+        if cfg.task.name == "profile":
+            print_layers(result["layers"])
         print("  ".join(f"{k}={metrics[k]:.6g}" for k in SHOWN if metrics.get(k) is not None))
     print((run_folder(cfg) / NAME).resolve(), flush=True)
     return int(result["status"] != "finished"), metrics.get("test/accuracy")
+
+
+def print_layers(layers: dict[str, Any]) -> None:
+    """A table by layer: shape, weights kept, sparsity, FLOPs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "shape", box=None, header_style="bold")
+    for title in ("weights", "non-zeros", "sparsity", "FLOPs", "of dense"):
+        table.add_column(title, justify="right")
+    for name, layer in layers.items():
+        table.add_row(
+            name,
+            "x".join(map(str, layer["shape"])),
+            f"{layer['weights']:,}",
+            f"{layer['nonzeros']:,}",
+            f"{layer['sparsity']:.4f}",
+            f"{layer['flops']:.3e}",
+            f"{layer['flops'] / max(layer['flops_dense'], 1):.3f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -67,7 +67,8 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
     from sparsebench.environment import describe
 
     sweep_leftovers(folder)
-    for name in (NAME, "last.ckpt", "previous.ckpt") if cfg.force else (NAME,):
+    stale = (NAME, "error.txt", *(("last.ckpt", "previous.ckpt") if cfg.force else ()))
+    for name in stale:
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     record: dict[str, Any] = {

@@ -166,6 +166,7 @@ class Config:
     runs: str = "runs"
     force: bool = False
     quiet: bool = False
+    plots: bool = True
     allow: list[str] = field(default_factory=list)
 
 
@@ -176,6 +177,7 @@ IGNORED = (
     "runs",
     "force",
     "quiet",
+    "plots",
     "allow",
     "data.root",
     "data.workers",

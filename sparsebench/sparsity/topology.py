@@ -25,40 +25,46 @@ class ItopTracker:
     def __init__(self, masks: Masks | None = None) -> None:
         """Start with the initial masks, which count."""
         self._ever: dict[str, Tensor] = {}
+        self._shapes: dict[str, torch.Size] = {}
         if masks is not None:
             self.update(masks)
 
     @torch.no_grad()
     def update(self, masks: Masks) -> None:
-        """Add the connections of these masks."""
+        """Add the connections of these masks; kept as bits, an eighth of a byte a weight."""
         for name, mask in masks.items():
-            before = self._ever.get(name, mask).to(mask.device)  # a checkpoint's is on the CPU
-            self._ever[name] = before.bool() | mask.bool()
+            bits = pack(mask.bool())
+            before = self._ever.get(name)
+            self._ever[name] = bits if before is None else before.to(bits.device) | bits
+            self._shapes[name] = mask.shape
 
     def layers(self) -> dict[str, float]:
         """Share of each layer's weights that were ever active."""
-        return {name: int(ever.sum()) / ever.numel() for name, ever in self._ever.items()}
+        return {n: self._count(n) / shape.numel() for n, shape in self._shapes.items()}
 
     @property
     def rate(self) -> float:
         """Share of all weights that were ever active; 0 before the first masks."""
-        weights = sum(ever.numel() for ever in self._ever.values())
-        return _count(self._ever) / weights if weights else 0.0
+        weights = sum(shape.numel() for shape in self._shapes.values())
+        return sum(map(self._count, self._shapes)) / weights if weights else 0.0
+
+    def _count(self, name: str) -> int:
+        return int(unpack(self._ever[name], self._shapes[name]).sum())
 
     def state_dict(self) -> dict[str, dict[str, Tensor | list[int]]]:
         """Packed bits and shape of each layer."""
         return {
-            name: {"bits": pack(ever.cpu()), "shape": list(ever.shape)}
-            for name, ever in self._ever.items()
+            name: {"bits": bits.cpu(), "shape": list(self._shapes[name])}
+            for name, bits in self._ever.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor | list[int]]]) -> None:
         """Go on from the union of a checkpoint."""
-        self._ever = {}
+        self._ever, self._shapes = {}, {}
         for name, layer in state.items():
             bits, shape = layer["bits"], layer["shape"]
             assert isinstance(bits, Tensor)
-            self._ever[name] = unpack(bits, torch.Size(shape))
+            self._ever[name], self._shapes[name] = bits, torch.Size(shape)
 
 
 def survived(initial: Masks, now: Masks) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebench import models
 from sparsebench.config.importing import resolve
-from sparsebench.errors import UserError, bad_value
+from sparsebench.errors import UserError
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.flops import layer_flops
 from sparsebench.sparsity.method import Method
@@ -55,9 +55,6 @@ def network(
     Returns:
         The model, and the forward FLOPs of the full-width one if this is narrower.
     """
-    device = cfg.trainer.accelerator
-    if device in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise bad_value("trainer.accelerator", device, "no such device here; cpu is")
     config, selector = container(cfg.model), SelectorSpec(**container(cfg.selector))
 
     def at(width: float | None) -> nn.Module:

@@ -18,7 +18,15 @@ from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.tasks.build import build_method, container, network
+from sparsebench.training.classifier import Classifier
+from sparsebench.training.measure import Measure
 from sparsebench.training.optimizers import check_optimizer_config
+from sparsebench.training.outcome import outcome
+from sparsebench.training.sparsify import Sparsify
+from sparsebench.training.plots import draw
+from sparsebench.training.ranks import check_devices, ranks
+from sparsebench.training.loggers import Mirror
+from sparsebench.training.trainer import Fitted, eval_loader, fit
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Prepared:
 def prepare(cfg: DictConfig) -> Prepared:
     """Load the data, build model and method, and refuse what can't work."""
     begin = time.perf_counter()
+    check_devices(cfg)
     check_optimizer_config(cfg)
     sets = data.load(container(cfg.data), allow=list(cfg.allow))
     _check_batch(cfg, len(sets.train))
@@ -63,7 +72,20 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         prepared.method, selector=prepared.selector, seed=cfg.seed, module="model"
     )
     measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
-    fitted = fit(cfg, folder, sets, module, sparsify, measure, [])
+    mirror = Mirror(cfg, folder, measure)
+    with ranks(cfg, folder):
+        fitted = fit(cfg, folder, sets, module, sparsify, measure, [mirror])
+        found = _test(cfg, prepared, fitted)
+    found["notes"] += [*sets.notes, *mirror.notes]
+    if cfg.plots and fitted.trainer.is_global_zero:
+        draw(folder, measure.rows, measure.densities, folder.name)
+    mirror.close(found["metrics"])
+    return found
+
+
+def _test(cfg: DictConfig, prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+    """Test on all ranks, and gather what was measured."""
+    sets, module = prepared.data, fitted.module
     begin = time.perf_counter()
     fitted.trainer.test(module, eval_loader(cfg, sets.test, fitted.trainer), verbose=False)
     found = outcome(
@@ -74,7 +96,6 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         "seconds/setup": prepared.seconds,
         "seconds/fit": fitted.seconds,
     }
-    found["notes"] += sets.notes
     found["data"] = {"fingerprint": sets.fingerprint, "train": len(sets.train)}
     return found
 

@@ -183,7 +183,7 @@ class Checkpoint(Callback):
         checkpoint["sparsebench"] = {
             "identity": self.identity,
             "device": device,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "generators": states,
         }
 

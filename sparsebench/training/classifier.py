@@ -83,10 +83,12 @@ class Classifier(LightningModule):
 
     def take_train_loss(self) -> float:
         """Mean loss since the last call."""
-        mean = float(self._loss_sum) / max(self._loss_count, 1)
-        self._loss_sum.zero_()
+        mean = self._loss_sum / max(self._loss_count, 1)
+        if self.trainer.world_size > 1:
+            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        self._loss_sum = torch.zeros_like(self._loss_sum)
         self._loss_count = 0
-        return mean
+        return float(mean)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the evaluation."""

@@ -160,8 +160,8 @@ class Measure(Callback):
             "sparsity": session.masks.sparsity,
             "itop_rate": self.itop.rate,
             "survived": topology.survived(initial, now),
-            "distance": topology.jaccard_distance(initial, now),
-            "dead_units": topology.count_dead_units(session.state.model, now),
+            "distance": topology.distance(initial, now),
+            "dead_units": sum(u.outputs for u in topology.dead_units(session.state.model, now).values()),
             "flops/inference": self.flops.forward(session.masks.densities),
         }
 

@@ -114,7 +114,7 @@ def train_loader(cfg: DictConfig, sets: DataSets, trainer: Trainer) -> TrainLoad
         cfg.seed,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
-        multiple=cfg.trainer.accumulate,
+        **({"multiple": cfg.trainer.accumulate} if cfg.trainer.accumulate > 1 else {}),
     )
 
 
@@ -132,7 +132,7 @@ def _differences(checkpoint: Path | None) -> list[str]:
         return []
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["sparsebench"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pairs = (("torch", kept["torch"], torch.__version__), ("device", kept["device"], device))
+    pairs = (("torch", kept["torch"], str(torch.__version__)), ("device", kept["device"], device))
     return [f"not bitwise: {w} was {a}, is {b}, on resuming" for w, a, b in pairs if a != b]
 
 

@@ -1,0 +1,72 @@
+"""What a composed method will cost, from its schedule alone: no weights, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from sparsebench.sparsity.composed import Composed
+from sparsebench.sparsity.distributions import allocate
+from sparsebench.sparsity.window import Window, updates
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some steps of training during which the masks keep their counts.
+
+    Attributes:
+        steps: how many optimizer steps.
+        nonzeros: connections of each layer during them.
+        dense_gradient_steps: how many of them compute the gradient of absent weights too.
+    """
+
+    steps: int
+    nonzeros: dict[str, int]
+    dense_gradient_steps: int
+
+
+def forecast(
+    method: Composed, shapes: Mapping[str, torch.Size], total_steps: int, steps_per_epoch: int
+) -> Iterator[Stretch]:
+    """The stretches of a run, in order.
+
+    Where layers compete for the global count, or growth is redistributed, the counts of
+    single layers are known only after training; the distribution's are taken instead.
+
+    Args:
+        method: the method, not started.
+        shapes: shape of each sparse weight.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+    spec = method.spec
+    window = Window.of(spec, total_steps, steps_per_epoch)
+    changes: list[int] = []
+    if method.sparsity > 0 and updates(spec):
+        changes = [step for step in range(1, total_steps + 1) if window.is_update(step)]
+    previous = 0
+    for step in [*changes, total_steps]:
+        if step > previous:
+            sparsity = window.sparsity(spec, method.sparsity, previous) if method.sparsity else 0.0
+            dense = dense_gradient_steps(method, window, previous, step)
+            yield Stretch(step - previous, counts(method, shapes, sparsity), dense)
+        previous = step
+
+
+def counts(method: Composed, shapes: Mapping[str, torch.Size], sparsity: float) -> dict[str, int]:
+    """Connections of each layer at a sparsity, by the method's distribution."""
+    if sparsity == 0.0:
+        return {name: shape.numel() for name, shape in shapes.items()}
+    options = asdict(method.distribution)
+    return allocate(shapes, 1.0 - sparsity, **options)
+
+
+def dense_gradient_steps(method: Composed, window: Window, first: int, last: int) -> int:
+    """Steps in (first, last] that compute the gradient of absent weights."""
+    if method.sparsity == 0.0:
+        return 0
+    if "momentum" in method.needs:
+        return max(min(last, window.end) - first, 0)
+    return int("gradient" in method.needs and window.is_update(last))
