@@ -6,6 +6,8 @@ As a library: ``from sparsebench import Sparsify, Session, rigl`` (any method of
 
 from __future__ import annotations
 
+from importlib import import_module
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,6 +25,5 @@ def __getattr__(name: str) -> Any:
         return Session
     if name.startswith("_"):
         raise AttributeError(name)
-    from sparsebench import library
-
-    return getattr(library, name)
+    # "from sparsebench import library" would ask this very function for it first
+    return getattr(import_module("sparsebench.library"), name)
