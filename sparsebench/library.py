@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,9 @@ def method(name: str, **dials: Any) -> Composed:
     if name not in names:
         raise bad_value("method", name, f"one of {', '.join(names)}", names)
     values = yaml.safe_load((config_folder() / "method" / f"{name}.yaml").read_text())
-    sibling = {k.split(" ")[-1].strip("/").split("@")[0]: v for d in values.pop("defaults", []) if isinstance(d, dict) for k, v in d.items()}
+    chosen = _choices(values.pop("defaults", []))
     sparsity = dials.pop("sparsity", 0.9)
-    distribution = _spec(DistributionSpec, dials.pop("distribution", sibling.get("distribution")))
+    distribution = _spec(DistributionSpec, dials.pop("distribution", chosen.get("distribution")))
     structure = _spec(StructureSpec, dials.pop("structure", None))
     known = [f.name for f in fields(MethodSpec)]
     for dial in dials:
@@ -62,6 +62,16 @@ def check_fields_sparsity(sparsity: float) -> None:
     from sparsebench.config.check import check_number
 
     check_number("sparsity", sparsity, "[0, 1)")
+
+
+def _choices(defaults: Iterable[str | Mapping[str, str]]) -> dict[str, str]:
+    """What a defaults list overrides: of ``override /group@package: option`` the two names."""
+    overrides = [entry for entry in defaults if isinstance(entry, Mapping)]
+    return {
+        key.partition("/")[2].partition("@")[0]: option
+        for entry in overrides
+        for key, option in entry.items()
+    }
 
 
 def _spec(kind: type, given: str | Mapping[str, Any] | None) -> Any:

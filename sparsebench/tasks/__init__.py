@@ -1,1 +1,1 @@
-""""""
+"""Tasks: what is done with a model; each module has ``prepare(cfg)`` and ``run(...)``."""

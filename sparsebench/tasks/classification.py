@@ -19,13 +19,13 @@ from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.tasks.build import build_method, container, network
 from sparsebench.training.classifier import Classifier
+from sparsebench.training.loggers import Mirror
 from sparsebench.training.measure import Measure
 from sparsebench.training.optimizers import check_optimizer_config
 from sparsebench.training.outcome import outcome
-from sparsebench.training.sparsify import Sparsify
 from sparsebench.training.plots import draw
 from sparsebench.training.ranks import check_devices, ranks
-from sparsebench.training.loggers import Mirror
+from sparsebench.training.sparsify import Sparsify
 from sparsebench.training.trainer import Fitted, eval_loader, fit
 
 
@@ -68,9 +68,7 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Train, test, and give what goes into ``result.json``."""
     sets = prepared.data
     module = Classifier(prepared.model, cfg, sets.num_classes, len(sets.input_shape))
-    sparsify = Sparsify(
-        prepared.method, selector=prepared.selector, seed=cfg.seed, module="model"
-    )
+    sparsify = Sparsify(prepared.method, selector=prepared.selector, seed=cfg.seed, module="model")
     measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
     mirror = Mirror(cfg, folder, measure)
     with ranks(cfg, folder):

@@ -45,7 +45,9 @@ def prepare(cfg: DictConfig) -> Prepared:
     flops = layer_flops(model, tuple(data.input_shape), names=weights)
     method = build_method(cfg)
     if not isinstance(method, Composed):
-        raise UserError(f"method={cfg.method.name}: task=profile knows the cost of composed methods only")
+        raise UserError(
+            f"method={cfg.method.name}: task=profile knows the cost of composed methods only"
+        )
     per_epoch = max(data.train_size // cfg.batch_size, 1)
     total = per_epoch * cfg.epochs
     shapes = {name: parameter.shape for name, parameter in weights.items()}

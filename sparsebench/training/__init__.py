@@ -1,1 +1,1 @@
-""""""
+"""Training on Lightning: module, callbacks, checkpoints, loggers."""

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsebench.errors import Diverged
@@ -22,7 +22,9 @@ class Classifier(LightningModule):
         last_validation: loss, accuracy and top-5 accuracy of the last validation.
     """
 
-    def __init__(self, model: nn.Module, cfg: DictConfig, num_classes: int, input_ndim: int) -> None:
+    def __init__(
+        self, model: nn.Module, cfg: DictConfig, num_classes: int, input_ndim: int
+    ) -> None:
         """Wrap a model.
 
         Args:
@@ -39,13 +41,13 @@ class Classifier(LightningModule):
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self.mix = _mixer(cfg.trainer, num_classes)
         self._images = input_ndim == 3 and cfg.trainer.channels_last
-        self.evaluation = nn.ModuleDict(
-            {
-                "loss": MeanMetric(),
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
-            }
-        )
+        top_k = min(5, num_classes)
+        self.evaluation: dict[str, Metric] = {
+            "loss": MeanMetric(),
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=top_k),
+        }
+        self._on_device = nn.ModuleDict(self.evaluation)  # these move with the model
         self.last_validation: dict[str, float] = {}
         self._loss_sum = torch.zeros(())
         self._loss_count = 0
@@ -138,7 +140,7 @@ class Classifier(LightningModule):
         """Put what is not a parameter on the device."""
         self._loss_sum = self._loss_sum.to(self.device)
         if self._images:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
 
 
 def _mixer(config: DictConfig, num_classes: int) -> Any:

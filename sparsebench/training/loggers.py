@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,7 +60,8 @@ class Wandb:
         )
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
-            print(f"sparsebench: W&B is offline; 'wandb sync {self._run.dir}' uploads", file=sys.stderr)
+            said = f"W&B is offline; 'wandb sync {self._run.dir}' uploads"
+            print(f"sparsebench: {said}", file=sys.stderr)
 
     def row(self, step: int, values: dict[str, float]) -> None:
         """Log one epoch."""
@@ -127,7 +129,7 @@ class Mirror(Callback):
         if not trainer.is_global_zero:
             return
         for kind in SINKS[self.cfg.logger.name]:
-            self._try(f"opening {kind.__name__}", lambda k=kind: self._open(k))
+            self._try(f"opening {kind.__name__}", partial(self._open, kind))
 
     def _open(self, kind: Callable[[DictConfig, Path], Sink]) -> None:
         self._sinks.append(kind(self.cfg, self.folder))
@@ -137,13 +139,13 @@ class Mirror(Callback):
         for row in self.measure.rows[self._sent :]:
             values = {name: float(value) for name, value in row.items()}
             for sink in list(self._sinks):
-                self._try("logging", lambda s=sink, v=values: s.row(int(v["step"]), v), sink)
+                self._try("logging", partial(sink.row, int(values["step"]), values), sink)
         self._sent = len(self.measure.rows)
 
     def close(self, summary: dict[str, Any], failed: bool = False) -> None:
         """Send the summary and close all."""
         for sink in list(self._sinks):
-            self._try("closing", lambda s=sink: s.close(summary, failed), sink)
+            self._try("closing", partial(sink.close, summary, failed), sink)
         self._sinks.clear()
 
     def on_exception(
@@ -156,8 +158,9 @@ class Mirror(Callback):
         try:
             action()
         except Exception as error:  # a logger must never cost a run
-            text = f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = str(error).partition("\n")[0]
+            text = f"{what}: {type(error).__name__}: {reason}"
             print(f"sparsebench: logger left out, {text}", file=sys.stderr)
             self.notes.append(f"logger left out, {text}")
             if sink in self._sinks:
-                self._sinks.remove(sink)  # type: ignore[arg-type]
+                self._sinks.remove(sink)

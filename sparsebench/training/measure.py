@@ -161,13 +161,19 @@ class Measure(Callback):
             "itop_rate": self.itop.rate,
             "survived": topology.survived(initial, now),
             "distance": topology.distance(initial, now),
-            "dead_units": sum(u.outputs for u in topology.dead_units(session.state.model, now).values()),
+            "dead_units": sum(
+                u.outputs for u in topology.dead_units(session.state.model, now).values()
+            ),
             "flops/inference": self.flops.forward(session.masks.densities),
         }
 
     def write(self) -> None:
         """Write metrics, densities by layer and seconds, each file whole."""
-        files = (("metrics.csv", self.rows), ("density.csv", self.densities), ("seconds.csv", self.seconds))
+        files = (
+            ("metrics.csv", self.rows),
+            ("density.csv", self.densities),
+            ("seconds.csv", self.seconds),
+        )
         for name, rows in files:
             write_text(self.folder / name, to_csv(rows))
 
@@ -204,5 +210,3 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return out.getvalue()
-
-

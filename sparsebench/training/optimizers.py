@@ -35,7 +35,9 @@ def check_optimizer_config(cfg: DictConfig) -> None:
     own = (*DIALS[optimizer.name], "name", "lr", "weight_decay", "decay_norms")
     for dial, value in optimizer.items():
         if dial not in own and value != getattr(defaults, str(dial)):
-            raise UserError(f"optimizer.{dial}={value}: optimizer={optimizer.name} has no such dial")
+            raise UserError(
+                f"optimizer.{dial}={value}: optimizer={optimizer.name} has no such dial"
+            )
 
 
 def build_optimizer(

@@ -8,7 +8,9 @@ from typing import Any
 from sparsebench.files import write_atomically
 
 
-def draw(folder: Path, rows: list[dict[str, Any]], densities: list[dict[str, Any]], title: str) -> None:
+def draw(
+    folder: Path, rows: list[dict[str, Any]], densities: list[dict[str, Any]], title: str
+) -> None:
     """Write ``curves.png`` and ``density.png``; without a finished epoch, nothing."""
     if not rows:
         return

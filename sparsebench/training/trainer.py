@@ -127,7 +127,7 @@ def eval_loader(cfg: DictConfig, images: Any, trainer: Trainer) -> EvalLoader | 
 
 
 def _differences(checkpoint: Path | None) -> list[str]:
-    """What differs from the machine that wrote the checkpoint, so that the rest can't be bitwise."""
+    """What differs from the machine of the checkpoint, so that the rest can't be bitwise."""
     if checkpoint is None:
         return []
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["sparsebench"]
