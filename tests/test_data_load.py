@@ -1,5 +1,6 @@
 """What needs no files: digits, MNIST-1D, a user's own builder, the shipped configs."""
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import yaml
 from sparsebench.data import DataSets, EvalLoader, TensorImages, load
 from sparsebench.data.load import NAMES
 from sparsebench.data.options import Options
+from sparsebench.data.source import measured
 from sparsebench.errors import UserError
 
+REAL = Path(os.environ.get("SPARSEBENCH_DATA", "/nowhere"))
 CONFIGS = Path(__file__).parents[1] / "configs" / "data"
 
 
@@ -178,3 +181,17 @@ def test_the_configs_that_need_nothing_load(name):
     sets = load(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
     assert sets.train.shape == sets.input_shape
     assert sets.class_names == tuple("0123456789")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "cifar10").is_dir(), reason="no CIFAR-10 in SPARSEBENCH_DATA")
+def test_the_real_cifar10_has_the_published_moments():
+    config = yaml.safe_load((CONFIGS / "cifar10.yaml").read_text())
+    sets = load({**config, "root": str(REAL)})
+    assert [len(part) for part in (sets.train, sets.validation, sets.test)] == [45000, 5000, 10000]
+    for images, each in ((sets.train, 4500), (sets.validation, 500), (sets.test, 1000)):
+        assert torch.bincount(images.labels).tolist() == [each] * 10
+    assert sets.class_names[3] == "cat"
+    found = measured(sets.train.storage)
+    assert found.mean == pytest.approx(sets.train.recipe.mean, abs=5e-4)
+    assert found.std == pytest.approx(sets.train.recipe.std, abs=5e-3)  # JPEG copies smooth

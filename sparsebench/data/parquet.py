@@ -28,45 +28,59 @@ SPLITS = ("train", "test", "validation", "valid", "val")
 
 @dataclass(frozen=True, eq=False)
 class ParquetRows:
-    """The files of one split. Reading them in order leaves no second copy on disk."""
+    """The files of one split. Reading them in order leaves no second copy on disk.
+
+    Nothing is opened before it is asked for: a set in the cache needs the names only.
+    """
 
     where: str
     sources: Sequence[Path]
-    count: int
-    image_column: str
-    label_column: str
+    options: Options  # may name the columns
 
     @cached_property
-    def stream(self) -> Any:
+    def _count(self) -> int:
+        count = sum(rows_in(file) for file in self.sources)
+        if count == 0:
+            raise UserError(f"{', '.join(map(str, self.sources))}: holds no images")
+        return count
+
+    @cached_property
+    def _stream(self) -> Any:
         """The rows in order (``datasets.IterableDataset``)."""
-        return with_images(open_files(self.sources, streaming=True), self.image_column)
+        return with_images(open_files(self.sources, streaming=True), self._columns[0])
 
     @cached_property
-    def table(self) -> TableRows:
+    def _columns(self) -> tuple[str, str]:
+        features = open_files(self.sources, streaming=True).features
+        return find_columns(features, self.options.image_column, self.options.label_column)
+
+    @cached_property
+    def _table(self) -> TableRows:
         """The rows in any order; ``datasets`` keeps an Arrow copy of them in its own cache."""
         with one_line(self.where, "copy it again"):
-            table = with_images(open_files(self.sources, streaming=False), self.image_column)
-        return TableRows(self.where, table, self.image_column, self.label_column, self.sources)
+            table = with_images(open_files(self.sources, streaming=False), self._columns[0])
+        return TableRows(self.where, table, *self._columns, self.sources)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Class names, if the files hold them."""
-        return class_names(self.stream.features[self.label_column])
+        return class_names(self._stream.features[self._columns[1]])
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __iter__(self) -> Iterator[tuple[Image, Label]]:
-        for row in self.stream:
-            yield row[self.image_column], row[self.label_column]
+        image, label = self._columns
+        for row in self._stream:
+            yield row[image], row[label]
 
     def labels(self) -> list[Label]:
         """The labels alone."""
-        return self.table.labels()
+        return self._table.labels()
 
     def image(self, index: int) -> Image:
         """One image."""
-        return self.table.image(index)
+        return self._table.image(index)
 
 
 def open_files(files: Sequence[Path], streaming: bool) -> Any:
@@ -103,7 +117,7 @@ def parquet_splits(
         tests: usual names of the test split, the first that is there is taken.
 
     Raises:
-        UserError: a split or column is missing, or a file is damaged.
+        UserError: a split is missing.
     """
     files = sorted(folder.rglob("*.parquet"))
     names = [n for n in (options.train_split, options.test_split, *SPLITS) if n is not None]
@@ -111,17 +125,10 @@ def parquet_splits(
     there = [name for name in by_split if by_split[name]]
     train = split_name("data.train_split", options.train_split, ("train",), there)
     test = split_name("data.test_split", options.test_split, tests, there)
-    first, second = by_split[train], by_split[test]
-    return _rows(folder, first, options), _rows(folder, second, options)
-
-
-def _rows(folder: Path, files: Sequence[Path], options: Options) -> ParquetRows:
-    count = sum(rows_in(file) for file in files)
-    if count == 0:
-        raise UserError(f"{', '.join(map(str, files))}: holds no images")
-    features = open_files(files, streaming=True).features
-    image, label = find_columns(features, options.image_column, options.label_column)
-    return ParquetRows(str(folder), files, count, image, label)
+    return (
+        ParquetRows(str(folder), by_split[train], options),
+        ParquetRows(str(folder), by_split[test], options),
+    )
 
 
 def rows_in(file: Path) -> int:
