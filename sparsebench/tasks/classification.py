@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from sparsebench import data
+from sparsebench.config.idle import check_idle
 from sparsebench.data import DataSets
-from sparsebench.errors import UserError
 from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.tasks.build import build_method, container, network
+from sparsebench.tasks.preflight import check_run
 from sparsebench.training.classifier import Classifier
 from sparsebench.training.loggers import Mirror
 from sparsebench.training.measure import Measure
-from sparsebench.training.optimizers import check_optimizer_config
 from sparsebench.training.outcome import outcome
 from sparsebench.training.plots import draw
 from sparsebench.training.ranks import check_devices, ranks
@@ -46,17 +49,18 @@ def prepare(cfg: DictConfig) -> Prepared:
     """Load the data, build model and method, and refuse what can't work."""
     begin = time.perf_counter()
     check_devices(cfg)
-    check_optimizer_config(cfg)
+    check_idle(cfg)
+    method = build_method(cfg)
     sets = data.load(container(cfg.data), allow=list(cfg.allow))
-    _check_batch(cfg, len(sets.train))
     model, dense_forward = network(cfg, sets.input_shape, sets.num_classes)
     selector = SelectorSpec(**container(cfg.selector))
-    names = select(model, selector)
-    flops = layer_flops(model, sets.input_shape, names=names)
+    weights = select(model, selector)
+    check_run(cfg, sets, model, method, weights)
+    flops = layer_flops(model, sets.input_shape, names=weights)
     return Prepared(
         data=sets,
         model=model,
-        method=build_method(cfg),
+        method=method,
         selector=selector,
         flops=flops,
         dense_forward=dense_forward or flops.total,
@@ -71,7 +75,7 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     sparsify = Sparsify(prepared.method, selector=prepared.selector, seed=cfg.seed, module="model")
     measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
     mirror = Mirror(cfg, folder, measure)
-    with ranks(cfg, folder):
+    with _threads(cfg.trainer.threads), ranks(cfg, folder):
         fitted = fit(cfg, folder, sets, module, sparsify, measure, [mirror])
         found = _test(cfg, prepared, fitted)
     found["notes"] += [*sets.notes, *mirror.notes]
@@ -79,6 +83,17 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         draw(folder, measure.rows, measure.densities, folder.name)
     mirror.close(found["metrics"])
     return found
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads, and leave torch as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _test(cfg: DictConfig, prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
@@ -96,8 +111,3 @@ def _test(cfg: DictConfig, prepared: Prepared, fitted: Fitted) -> dict[str, Any]
     }
     found["data"] = {"fingerprint": sets.fingerprint, "train": len(sets.train)}
     return found
-
-
-def _check_batch(cfg: DictConfig, images: int) -> None:
-    if cfg.batch_size > images:
-        raise UserError(f"batch_size={cfg.batch_size}: there are {images} images to train on")

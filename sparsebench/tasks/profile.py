@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from sparsebench.config.idle import check_idle
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.flops import LayerFlops, layer_flops, model_size_bytes
@@ -35,6 +36,7 @@ class Prepared:
 
 def prepare(cfg: DictConfig) -> Prepared:
     """Build the model on the meta device and lay out the schedule."""
+    check_idle(cfg)
     data = cfg.data
     for key in ("num_classes", "input_shape", "train_size"):
         if not data[key]:

@@ -36,7 +36,8 @@ class Classifier(LightningModule):
         super().__init__()
         self.model = model
         self.cfg = cfg
-        self._run_model = torch.compile(model) if cfg.trainer.compile else model
+        if cfg.trainer.compile:
+            model.compile()  # in place: a wrapper would give every weight a second name
         smoothing = cfg.trainer.label_smoothing
         self.train_criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self.mix = _mixer(cfg.trainer, num_classes)
@@ -56,7 +57,7 @@ class Classifier(LightningModule):
         """Logits (batch, num_classes) of inputs (batch, *input_shape)."""
         if self._images:
             x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self._run_model(x)
+        logits: Tensor = self.model(x)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

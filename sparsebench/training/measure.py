@@ -20,6 +20,9 @@ from sparsebench.sparsity.training_flops import TrainingFlops
 from sparsebench.training.classifier import Classifier
 from sparsebench.training.sparsify import Sparsify
 
+#: Seconds between two writes of the tables; epochs may be shorter than a write.
+WRITE_EVERY = 1.0
+
 
 class Measure(Callback):
     """Counts FLOPs at each step, and at each epoch writes a row of ``metrics.csv``.
@@ -56,8 +59,10 @@ class Measure(Callback):
         self._version = -1
         self._step = 0
         self._gradient_norm = 0.0
+        self._rate = 0.0
         self._began = 0.0
         self._validated = 0.0
+        self._written = 0.0
 
     # --- each step ---------------------------------------------------------------------------
 
@@ -76,8 +81,9 @@ class Measure(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Norm of the masked gradient, at the last step of an epoch."""
+        """Norm of the masked gradient and learning rate of the last step of an epoch."""
         if trainer.is_last_batch:
+            self._rate = float(optimizer.param_groups[0]["lr"])
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
 
@@ -126,7 +132,7 @@ class Measure(Callback):
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self._rate,
             "train/loss": pl_module.take_train_loss(),
             **{f"validation/{k}": v for k, v in pl_module.last_validation.items()},
             "gradient_norm": self._gradient_norm,
@@ -145,7 +151,8 @@ class Measure(Callback):
             }
         )
         session.update_seconds = 0.0
-        if trainer.is_global_zero:
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.is_global_zero and (last or time.monotonic() - self._written > WRITE_EVERY):
             self.write()
 
     def topology(self) -> dict[str, float | int]:
@@ -176,6 +183,7 @@ class Measure(Callback):
         )
         for name, rows in files:
             write_text(self.folder / name, to_csv(rows))
+        self._written = time.monotonic()
 
     # --- checkpoints -------------------------------------------------------------------------
 

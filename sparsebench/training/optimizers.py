@@ -14,30 +14,8 @@ from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.time import Duration
 
-#: The dials of each optimizer; any other dial set away from its default is refused.
-DIALS = {
-    "sgd": ("momentum", "nesterov"),
-    "adam": ("beta1", "beta2", "eps"),
-    "adamw": ("beta1", "beta2", "eps"),
-}
+OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "linear", "one_cycle", "constant")
-
-
-def check_optimizer_config(cfg: DictConfig) -> None:
-    """Refuse an optimizer that does not exist, or a dial that it does not have."""
-    from sparsebench.config.schema import OptimizerConfig
-
-    optimizer, defaults = cfg.optimizer, OptimizerConfig()
-    if "." in optimizer.name:
-        return
-    if optimizer.name not in DIALS:
-        raise bad_value("optimizer", optimizer.name, f"one of {', '.join(DIALS)}", DIALS)
-    own = (*DIALS[optimizer.name], "name", "lr", "weight_decay", "decay_norms")
-    for dial, value in optimizer.items():
-        if dial not in own and value != getattr(defaults, str(dial)):
-            raise UserError(
-                f"optimizer.{dial}={value}: optimizer={optimizer.name} has no such dial"
-            )
 
 
 def build_optimizer(
@@ -46,6 +24,10 @@ def build_optimizer(
     """The optimizer over all parameters that learn.
 
     With ``decay_norms=false``, biases and norms (parameters of one dimension) get no decay.
+    An optimizer by import path gets ``lr`` and ``weight_decay``.
+
+    Raises:
+        UserError: no such optimizer, or one that does not take these.
     """
     learning = [p for p in model.parameters() if p.requires_grad]
     flat = [p for p in learning if p.ndim <= 1] if not config.decay_norms else []
@@ -60,8 +42,22 @@ def build_optimizer(
     if config.name in ("adam", "adamw"):
         kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
         return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, **common)
-    custom: Any = resolve(config.name, "optimizer.name", allow)
-    optimizer: torch.optim.Optimizer = custom(groups, **common)
+    if "." not in config.name:
+        allowed = f"one of {', '.join(OPTIMIZERS)}, or the import path of your own"
+        raise bad_value("optimizer.name", config.name, allowed, OPTIMIZERS)
+    return _custom(config.name, groups, common, allow)
+
+
+def _custom(
+    name: str, groups: list[dict[str, Any]], common: dict[str, float], allow: tuple[str, ...]
+) -> torch.optim.Optimizer:
+    kind: Any = resolve(name, "optimizer.name", allow)
+    try:
+        optimizer = kind(groups, **common)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.name={name}: {error}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer.name={name}: is no torch.optim.Optimizer")
     return optimizer
 
 
@@ -82,10 +78,11 @@ def build_schedule(
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(total_steps - warmup, 1)
         if config.name == "step":
             return float(config.gamma ** sum(step >= m for m in milestones))
-        return _curve(config.name, min(progress, 1.0), config.final)
+        if config.name == "one_cycle":
+            return _one_cycle(step - warmup, total_steps - warmup)
+        return _curve(config.name, (step - warmup) / (total_steps - warmup), config.final)
 
     return LambdaLR(optimizer, factor)
 
@@ -96,12 +93,20 @@ def _curve(name: str, progress: float, final: float) -> float:
         return 1.0
     if name == "linear":
         return 1.0 - (1.0 - final) * progress
-    if name == "cosine":
-        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    # one cycle (arXiv 1708.07120) in the form torch's OneCycleLR gives it: up over 30 % from
-    # 1/25 of the peak, then down to 1/10,000 of where it began
-    start, end, rise = 1 / 25, 1 / 25 / 1e4, 0.3
-    if progress < rise:
-        return 1.0 + (start - 1.0) * 0.5 * (1.0 + math.cos(math.pi * progress / rise))
-    down = (progress - rise) / (1.0 - rise)
-    return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * down))
+    return final + (1.0 - final) * _down(progress)
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """One cycle (arXiv 1708.07120) as ``OneCycleLR`` has it, with the momentum left alone.
+
+    Up over 30 % of the steps from 1/25 of the peak, then down to 1/10,000 of where it began.
+    """
+    start, end, top, last = 1 / 25, 1 / 25 / 1e4, 0.3 * steps - 1, steps - 1
+    if step <= top:
+        return 1.0 + (start - 1.0) * _down(step / top if top else 1.0)
+    return end + (1.0 - end) * _down((step - top) / (last - top) if last > top else 1.0)
+
+
+def _down(progress: float) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,130 @@
+"""Dials that would do nothing where they are set.
+
+Such a dial would give a run another name and the same result, or hide a mistake, so it is
+refused. What a sweep sets for all its methods alike (when masks are updated, at which
+sparsity) is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsebench.config.schema import Config
+from sparsebench.errors import UserError
+from sparsebench.sparsity.spec import MethodSpec
+
+_BUILTIN = "sparsebench.data.builtin."
+_DROPPING = (
+    "drop_fraction",
+    "drop_schedule",
+    "drop_rounding",
+    "drop_scope",
+    "grow_scope",
+    "regrow",
+)
+_OF_SPARSE = ("initial", "sparsity_schedule", "drop", "grow", "redistribute", "storage", "when")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When some dials of a group mean something.
+
+    Attributes:
+        group: config group.
+        dials: keys of it.
+        used: whether they have an effect in a config.
+        without: what they would need, to end the sentence "has no effect ...".
+    """
+
+    group: str
+    dials: tuple[str, ...]
+    used: Callable[[DictConfig], bool]
+    without: str
+
+
+def _optimizer(*names: str) -> Callable[[DictConfig], bool]:
+    return lambda cfg: cfg.optimizer.name in names
+
+
+def _schedule(*names: str) -> Callable[[DictConfig], bool]:
+    return lambda cfg: cfg.schedule.name in names
+
+
+def _gradual(cfg: DictConfig) -> bool:
+    return bool(cfg.method.sparsity_schedule != "constant")
+
+
+def _moves(cfg: DictConfig) -> bool:
+    return _gradual(cfg) or cfg.method.drop is not None
+
+
+def _looks_at_momentum(cfg: DictConfig) -> bool:
+    parts = [cfg.method[part] for part in ("prune", "drop", "grow", "redistribute")]
+    return any(part == "momentum" or "." in str(part) for part in parts)
+
+
+def _starts_sparse(cfg: DictConfig) -> bool:
+    return not _gradual(cfg) or cfg.method.initial_sparsity > 0 or cfg.method.initial == "dense"
+
+
+def _own_data(cfg: DictConfig) -> bool:
+    return not str(cfg.data["_target_"]).startswith(_BUILTIN)
+
+
+_TABLES = (
+    Rule("optimizer", ("momentum", "nesterov"), _optimizer("sgd"), "without optimizer=sgd"),
+    Rule("optimizer", ("beta1", "beta2", "eps"), _optimizer("adam", "adamw"), "without an Adam"),
+    Rule("schedule", ("milestones", "gamma"), _schedule("step"), "without schedule=step"),
+    Rule("schedule", ("final",), _schedule("cosine", "linear"), "with this schedule"),
+    Rule("structure", ("n", "m"), lambda cfg: cfg.structure.name != "unstructured",
+         "without an N:M structure"),
+    Rule("trainer", ("patience",), lambda cfg: cfg.data.validation > 0, "with data.validation=0"),
+    Rule("data", ("args",), _own_data, "without a data._target_ of your own"),
+    Rule("data", ("path",), lambda cfg: _own_data(cfg) or cfg.data.name == "hf", "without data=hf"),
+    Rule("data", ("image_column", "label_column", "train_split", "test_split"),
+         lambda cfg: _own_data(cfg) or cfg.data.name not in ("digits", "mnist1d"),
+         "with data that are not in files"),
+)  # fmt: skip
+_METHOD = (
+    Rule("method", (*_OF_SPARSE, "prune", "scope", "initial_sparsity", "momentum", *_DROPPING),
+         lambda cfg: cfg.method.sparse and not cfg.method.shrink, "on a dense network"),
+    Rule("method", ("scope", "initial_sparsity"), _gradual, "without a method.sparsity_schedule"),
+    Rule("method", ("prune",), lambda cfg: _gradual(cfg) or cfg.method.initial == "dense",
+         "without a method.sparsity_schedule"),
+    Rule("method", ("initial",), _starts_sparse, "where training starts dense"),
+    Rule("method", _DROPPING, lambda cfg: cfg.method.drop is not None, "without a method.drop"),
+    Rule("method", ("redistribute",), lambda cfg: cfg.method.grow_scope != "global",
+         "with method.grow_scope=global"),
+    Rule("method", ("momentum",), _looks_at_momentum, "without a part that looks at momentum"),
+    Rule("method", ("storage", "when"), _moves, "on masks that never change"),
+)  # fmt: skip
+
+
+def check_idle(cfg: DictConfig) -> None:
+    """Refuse a dial that is not at its default and that nobody would look at.
+
+    Raises:
+        UserError: naming the dial and what it would need.
+    """
+    composed = OmegaConf.get_type(cfg, "method") is MethodSpec
+    for rule in (*_TABLES, *(_METHOD if composed else ())):
+        if rule.used(cfg):
+            continue
+        defaults = getattr(_DEFAULTS, rule.group)
+        for dial in rule.dials:
+            value = cfg[rule.group][dial]
+            if value != getattr(defaults, dial):
+                key = f"{rule.group}.{dial}"
+                raise UserError(f"{key}={value}: has no effect {_where(cfg, rule)}")
+
+
+def _where(cfg: DictConfig, rule: Rule) -> str:
+    name: Any = cfg[rule.group].get("name", "")
+    return f"{rule.without} ({rule.group}={name})" if name else rule.without
+
+
+_DEFAULTS = Config()

@@ -1,0 +1,76 @@
+"""What would go wrong in training, found out before anything is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+from torch import nn
+
+from sparsebench.data import DataSets
+from sparsebench.errors import UserError
+from sparsebench.sparsity.composed import Composed
+from sparsebench.sparsity.forecast import counts
+from sparsebench.sparsity.method import Method
+from sparsebench.sparsity.optimizer_state import check_optimizer
+from sparsebench.sparsity.window import Window
+from sparsebench.training.optimizers import build_optimizer, build_schedule
+
+
+def check_run(
+    cfg: DictConfig,
+    sets: DataSets,
+    model: nn.Module,
+    method: Method,
+    weights: Mapping[str, nn.Parameter],
+) -> None:
+    """Lay out the whole training without a step of it.
+
+    Args:
+        cfg: the whole config.
+        sets: the data, loaded.
+        model: the network.
+        method: the sparsity method, not started.
+        weights: the sparse parameters.
+
+    Raises:
+        UserError: batch, optimizer, schedule, update window, counts or machine do not fit.
+    """
+    per_epoch = len(sets.train) // cfg.batch_size
+    if per_epoch == 0:
+        raise UserError(
+            f"batch_size={cfg.batch_size}: there are {len(sets.train)} images to train on"
+        )
+    _check_mixing(cfg, sets)
+    _check_compiler(cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, tuple(cfg.allow))
+    check_optimizer(optimizer)
+    build_schedule(optimizer, cfg.schedule, per_epoch * cfg.epochs, per_epoch)
+    if isinstance(method, Composed):
+        Window.of(method.spec, per_epoch * cfg.epochs, per_epoch)
+        shapes = {name: parameter.shape for name, parameter in weights.items()}
+        if method.spec.scope == "layer" or method.spec.sparsity_schedule == "constant":
+            counts(method, shapes, method.sparsity)
+
+
+def _check_mixing(cfg: DictConfig, sets: DataSets) -> None:
+    for key in ("mixup", "cutmix"):
+        if cfg.trainer[key] and len(sets.input_shape) != 3:
+            raise UserError(
+                f"trainer.{key}={cfg.trainer[key]}: mixes images, and data '{sets.name}' has "
+                f"inputs of shape {sets.input_shape}"
+            )
+
+
+def _check_compiler(cfg: DictConfig) -> None:
+    """torch.compile makes C++ (CPU) or launches through C (GPU): both need a compiler."""
+    if not cfg.trainer.compile:
+        return
+    wanted = os.environ.get("CXX", "g++")
+    if not any(shutil.which(name) for name in (wanted, "g++", "clang++")):
+        raise UserError(
+            f"trainer.compile=true: torch.compile needs a C++ compiler, and there is no '{wanted}' "
+            "here; install g++, or name yours in the environment variable CXX"
+        )

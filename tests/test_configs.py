@@ -1,0 +1,227 @@
+"""Every file in configs/: it composes, it is checked, and what it stands for runs."""
+
+import importlib
+from dataclasses import fields
+
+import pytest
+import torch
+
+from sparsebench.config.check import check
+from sparsebench.config.compose import compose
+from sparsebench.config.paths import config_files, config_folder
+from sparsebench.errors import UserError
+from sparsebench.run import run
+from sparsebench.sparsity import registry
+from sparsebench.sparsity.masks import unpack
+from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, StructureSpec
+from sparsebench.tasks.build import network
+
+FILES = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
+#: What an option cannot do without.
+NEEDS = {
+    "model/timm": ["model.name=resnet10t"],
+    "model/torchvision": ["model.name=squeezenet1_0"],
+    "model/custom": ["model._target_=sparsebench.models.tiny.tiny_mlp"],
+}
+QUICK = [
+    "data=digits", "model=tiny_mlp", "epochs=1", "data.subset=160", "batch_size=16",
+    "plots=false", "quiet=true", "trainer.accelerator=cpu", "method.every=2it",
+]  # fmt: skip
+STEPS = 9  # 160 images, 16 of them held out, in batches of 16
+WEIGHTS = 64 * 32 + 32 * 16 + 16 * 10
+
+
+def options(group):
+    return config_files(group)
+
+
+def chosen(path):
+    """The overrides that choose a file of a group."""
+    group, option = path.parent.as_posix(), path.stem
+    plus = "+" if group in ("experiment", "table") else ""
+    return [f"{plus}{group}={option}", *NEEDS.get(f"{group}/{option}", [])]
+
+
+def train(tmp_path, *overrides):
+    result = run(compose([*QUICK, f"runs={tmp_path}", *overrides]))
+    assert result["status"] == "finished", result.get("error")
+    return result["metrics"]
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.with_suffix("").as_posix())
+def test_a_file_says_what_it_is_and_composes(path):
+    first = (config_folder() / path).read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 10
+    if path.parent.name == "":
+        return  # the root: composed by all others
+    if path.parent.parts[0] == "table":
+        return  # composed and read by the tests of the sweep layer
+    size = [] if path.parts[0] == "data" else ["data=cifar10", "epochs=100"]
+    cfg = compose([*size, *chosen(path)])
+    check(cfg)
+    group = path.parent.as_posix()
+    named = "/" not in group and "name" in cfg.get(group, {})
+    if named and f"{group}/{path.stem}" not in NEEDS:
+        assert cfg[group].name == path.stem
+
+
+def test_an_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'rigl'"):
+        compose(["method=rigll"])
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_is_at_most_fifteen_lines(name):
+    assert len((config_folder() / "method" / f"{name}.yaml").read_text().splitlines()) <= 15
+
+
+# --- methods ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
+    metrics = train(tmp_path, f"method={name}", "sparsity=0.75")
+    assert metrics["steps"] == STEPS
+    kept = torch.load(next(tmp_path.glob("*/last.ckpt")), weights_only=True)
+    packed = kept["callbacks"]["Sparsify"]["masks"]["packed"]
+    weights = {name: kept["state_dict"][f"model.{name}"] for name in packed}
+    masks = {name: unpack(bits, weights[name].shape) for name, bits in packed.items()}
+    assert sum(int(mask.sum()) for mask in masks.values()) == metrics["nonzeros"]
+    assert all(not weights[name][~mask].any() for name, mask in masks.items())
+    if name == "dense":
+        assert metrics["nonzeros"] == metrics["weights"] == WEIGHTS
+    elif name == "small_dense":
+        assert metrics["nonzeros"] == metrics["weights"] <= WEIGHTS / 4
+    else:
+        assert metrics["weights"] == WEIGHTS
+        assert metrics["nonzeros"] == WEIGHTS / 4
+    moved = name not in ("dense", "small_dense", "static")
+    assert (metrics["survived"] < 1) == (metrics["distance"] > 0) == moved
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def shape_for(name):
+    """The data that a model is for."""
+    if name.startswith("mnist1d"):
+        return (40,), 10
+    if name.startswith("tiny"):
+        return (1, 8, 8), 10
+    if name.startswith("lenet") or name == "mlp":
+        return (1, 28, 28), 10
+    if name in ("resnet50", "mobilenet_v1", "mobilenet_v2", "timm", "torchvision"):
+        return (3, 224, 224), 1000
+    return (3, 32, 32), 10
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_a_model_builds_and_maps_its_data_to_classes(name):
+    cfg = compose([f"model={name}", *NEEDS.get(f"model/{name}", [])])
+    shape, classes = shape_for(name)
+    with torch.device("meta"):
+        model, dense_forward = network(cfg, shape, classes)
+        logits = model(torch.empty(2, *shape))
+    assert logits.shape == (2, classes)
+    assert dense_forward is None
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+# --- the other groups -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", options("optimizer"))
+def test_an_optimizer_trains(tmp_path, name):
+    assert train(tmp_path, f"optimizer={name}")["steps"] == STEPS
+
+
+@pytest.mark.parametrize("name", options("schedule"))
+def test_a_schedule_trains(tmp_path, name):
+    assert train(tmp_path, f"schedule={name}")["steps"] == STEPS
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_a_trainer_trains(tmp_path, name):
+    assert train(tmp_path, f"trainer={name}")["steps"] == STEPS
+
+
+@pytest.mark.parametrize("name", options("distribution"))
+def test_a_distribution_trains_at_its_count(tmp_path, name):
+    metrics = train(tmp_path, f"distribution={name}", "sparsity=0.8")
+    assert metrics["nonzeros"] == round(WEIGHTS * 0.2)  # there is no convolution to stay dense
+
+
+@pytest.mark.parametrize("name", options("selector"))
+def test_a_selector_leaves_out_what_it_says(tmp_path, name):
+    left_out = {"weights": 0, "not_first": 64 * 32, "not_last": 160, "hidden": 64 * 32 + 160}
+    metrics = train(tmp_path, f"selector={name}", "sparsity=0.5")
+    assert metrics["weights"] == WEIGHTS - left_out[name]
+    assert metrics["nonzeros"] == metrics["weights"] / 2
+
+
+@pytest.mark.parametrize("name", options("structure"))
+def test_a_structure_trains(tmp_path, name):
+    assert train(tmp_path, f"structure={name}")["steps"] == STEPS
+
+
+@pytest.mark.parametrize("name", options("logger"))
+def test_a_logger_gets_each_epoch(tmp_path, name):
+    train(tmp_path, f"logger={name}", "epochs=2")
+    folder = next(path for path in tmp_path.iterdir() if path.is_dir())
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert (folder / "tensorboard").is_dir() == (name in ("tensorboard", "all"))
+    assert (folder / "wandb").is_dir() == (name in ("wandb", "all"))
+
+
+def test_a_task_for_each_file():
+    for name in options("task"):
+        module = importlib.import_module(f"sparsebench.tasks.{name}")
+        assert callable(module.prepare)
+        assert callable(module.run)
+
+
+# --- the registry of parts --------------------------------------------------------------------
+
+TABLES = {
+    name: value
+    for name, value in vars(registry).items()
+    if name.isupper() and not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_every_part_of_the_registry_exists(table):
+    for name in TABLES[table]:
+        if TABLES[table][name]:  # "dense" stands for no score at all
+            part = registry.find(name, TABLES[table], "key")
+            assert callable(part)
+            assert part.__doc__
+
+
+def test_the_schema_offers_just_what_the_registry_has():
+    offered = {
+        f"{kind.__name__}.{field.name}": field.metadata["names"]
+        for kind in (MethodSpec, DistributionSpec, StructureSpec)
+        for field in fields(kind)
+        if "names" in field.metadata
+    }
+    assert offered == {
+        "MethodSpec.initial": tuple(registry.INITIAL),
+        "MethodSpec.sparsity_schedule": tuple(registry.SPARSITY_SCHEDULES),
+        "MethodSpec.prune": tuple(registry.SCORES),
+        "MethodSpec.drop": tuple(registry.SCORES),
+        "MethodSpec.grow": tuple(registry.GROWERS),
+        "MethodSpec.drop_schedule": tuple(registry.DROP_SCHEDULES),
+        "MethodSpec.redistribute": tuple(registry.SHARES),
+        "DistributionSpec.name": tuple(registry.DISTRIBUTIONS),
+        "StructureSpec.name": tuple(registry.STRUCTURES),
+    }
+
+
+def test_every_distribution_and_structure_has_its_file():
+    assert set(options("distribution")) | {"given"} == set(registry.DISTRIBUTIONS)
+    assert set(options("structure")) == set(registry.STRUCTURES)
