@@ -53,7 +53,9 @@ def _revision() -> dict[str, str]:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
 
     try:
         if Path(git("rev-parse", "--show-toplevel").strip()) != root.resolve():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -44,10 +45,14 @@ class Diverged(RuntimeError):
         self.step = step
 
 
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop; its checkpoint is written and it can go on."""
+class Interrupted(BaseException):
+    """A signal asked the run to stop; what it has written stands, and it can go on.
 
-    def __init__(self, signum: int, step: int, advice: str = "") -> None:
-        super().__init__(f"interrupted by signal {signum} at step {step}{advice}")
+    Not an ``Exception``: as with KeyboardInterrupt, nobody on the way may take it for a fault.
+    """
+
+    def __init__(self, signum: int, step: int | None = None, advice: str = "") -> None:
+        at = "" if step is None else f" at step {step}"
+        super().__init__(f"interrupted by {signal.Signals(signum).name}{at}{advice}")
         self.signum = signum
         self.step = step

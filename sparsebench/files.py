@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from sparsebench.errors import UserError
+
+
+class _Measured(io.FileIO):
+    """A file that, once the disk refuses, only counts what it would have needed."""
+
+    refused: OSError | None = None
+    size = 0
+
+    def write(self, data: Any) -> int:
+        """Write, or count."""
+        count = memoryview(data).nbytes
+        if self.refused is None:
+            try:
+                count = super().write(data) or 0
+            except OSError as error:
+                self.refused = error
+        self.size += count
+        return count
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -19,24 +42,67 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write: writes the content to the open file it is given.
 
     Raises:
-        OSError: the disk is full or the folder can't be written; what was there is intact.
+        UserError: the disk is full or the folder can't be written; what was there is intact.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    size = 0
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            raw = _Measured(handle, "wb")
+            with io.BufferedWriter(raw) as file:
+                write(file)
+                file.flush()
+                size = raw.size
+                if raw.refused:
+                    raise raw.refused
+                os.fsync(handle)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _refused(path, size, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def _refused(path: Path, size: int, error: OSError) -> UserError:
+    said = f"{path}: can't be written ({error.strerror})"
+    with contextlib.suppress(OSError):
+        said += f"; {size} bytes are needed, {shutil.disk_usage(path.parent).free} are free"
+    return UserError(said)
+
+
+def check_room(folder: Path, needed: int = 0) -> None:
+    """Refuse a folder that can't be made or written to, or whose disk is too full.
+
+    Args:
+        folder: need not exist yet.
+        needed: bytes that will be written.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"runs={folder.parent}: '{there}' is a file, and a folder is needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"runs={folder.parent}: '{there}' can't be written to")
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"runs={folder.parent}: the disk is full: {free} bytes are free, and about {needed} "
+            "are needed"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,8 +129,6 @@ def set_aside(path: Path, why: str) -> Path:
     Returns:
         The new name.
     """
-    import sys
-
     number = 0
     while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
         number += 1

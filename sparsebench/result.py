@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def write_result(
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a run, or None if it has none that can be used.
 
-    A damaged file is set aside; one of another schema is left where it is and not used.
+    A damaged file is set aside; one of another schema is left where it is, named and not used.
     """
     path = folder / NAME
     if not path.exists():
@@ -62,7 +64,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("status") not in STATUSES:
         set_aside(path, "is damaged and counts as not there")
         return None
-    return content if content.get("schema") == SCHEMA else None
+    if content.get("schema") != SCHEMA:
+        _say_once(f"{path} is of schema {content.get('schema')}, not {SCHEMA}, and is not used")
+        return None
+    return content
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(f"sparsebench: {text}", file=sys.stderr)
 
 
 def _finite(value: Any) -> Any:

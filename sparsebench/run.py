@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -16,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from sparsebench.config.check import check
 from sparsebench.config.identity import identity, run_folder
 from sparsebench.errors import Diverged, Interrupted, UserError, bad_value
-from sparsebench.files import read_json, sweep_leftovers, write_json, write_text
+from sparsebench.files import check_room, read_json, sweep_leftovers, write_json, write_text
 from sparsebench.result import NAME, read_result, write_result
+from sparsebench.signals import handling, stop_at_once
 
 TASKS = ("classification", "profile")
+CHECKPOINTS = ("last.ckpt", "previous.ckpt", "fresh-last.ckpt")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -32,7 +35,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         The content of ``result.json``.
 
     Raises:
-        UserError: the config, the data or the machine can't do it; nothing was written.
+        UserError: the config, the data or the machine can't do it; nothing was written, or
+            what was there before stands.
         Interrupted: a signal stopped it; the same call goes on.
     """
     check(cfg)
@@ -41,12 +45,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folder = run_folder(cfg)
     if done := finished(cfg):
         return done
-    task = _load_task(cfg.task.name)
-    prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
-    with _claim(folder):
-        if done := finished(cfg):  # another process may have finished it while we waited
-            return done
-        return _train(cfg, folder, task, prepared)
+    check_room(folder)
+    with handling(stop_at_once), _threads(cfg.trainer.threads):
+        task = _load_task(cfg.task.name)
+        prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
+        check_room(folder, _bytes(getattr(prepared, "model", None)))
+        with _claim(folder):
+            if done := finished(cfg):  # another process may have finished it while we waited
+                return done
+            return _train(cfg, folder, task, prepared)
 
 
 def finished(cfg: DictConfig) -> dict[str, Any] | None:
@@ -63,13 +70,34 @@ def _load_task(name: str) -> Any:
     return importlib.import_module(f"sparsebench.tasks.{name}")
 
 
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads, and leave torch as it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bytes(model: Any) -> int:
+    """What two checkpoints of a model take: weights, two moments, and a little for the rest."""
+    if model is None or any(p.is_meta for p in model.parameters()):
+        return 0
+    weights: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    return 2 * (3 * weights + 100_000)
+
+
 def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str, Any]:
     from sparsebench.environment import describe
 
     sweep_leftovers(folder)
-    stale = (NAME, "error.txt", *(("last.ckpt", "previous.ckpt") if cfg.force else ()))
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
+    if cfg.force and (folder / NAME).exists():  # else the forced run itself was interrupted
+        _remove(folder, *CHECKPOINTS)
+    _remove(folder, NAME, "error.txt")
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     record: dict[str, Any] = {
         "identity": identity(cfg),
@@ -79,9 +107,11 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
     try:
         outcome = task.run(cfg, folder, prepared)
         write_result(folder, status="finished", **record, **outcome)
+        _remove(folder, *CHECKPOINTS[1:])
     except Diverged as error:
         metrics = {"diverged/step": error.step}
         write_result(folder, status="diverged", metrics=metrics, error=str(error), **record)
+        _remove(folder, *CHECKPOINTS[1:])
     except (Interrupted, UserError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -93,14 +123,21 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
     return result
 
 
+def _remove(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def _claim(folder: Path) -> Iterator[None]:
     """Hold the run's folder; another process that has it is waited for, and named.
 
-    The lock is the operating system's, so that of a dead process is free at once.
+    The lock is the operating system's, so that of a dead process is free at once. If the
+    run is refused after all before its first checkpoint, new folders vanish again.
     """
     from filelock import FileLock, Timeout
 
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -111,11 +148,28 @@ def _claim(folder: Path) -> Iterator[None]:
             said = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
             print(f"sparsebench: {folder} is already running ({said}); waiting", file=sys.stderr)
             lock.acquire()
+            folder.mkdir(parents=True, exist_ok=True)  # the other one may have been refused
     except OSError as error:
         raise UserError(f"runs={folder.parent}: can't be written to ({error.strerror})") from error
     try:
         write_json(folder / "owner.json", {"pid": os.getpid(), "host": socket.gethostname()})
         yield
+    except UserError:
+        if not any((folder / name).exists() for name in CHECKPOINTS):
+            _undo(new)
+        raise
     finally:
         (folder / "owner.json").unlink(missing_ok=True)
         lock.release()
+
+
+def _undo(new: list[Path]) -> None:
+    """Remove the folders of a run that was refused, from the innermost, if nobody else is there."""
+    import shutil
+
+    for number, path in enumerate(new):
+        if number == 0:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -40,11 +40,18 @@ def build_method(cfg: DictConfig) -> Method:
             method: Method = built(sparsity=cfg.sparsity, **values)
         except TypeError as error:
             raise UserError(f"method._target_={target}: {error}") from error
+        _check_interface(method, target)
         return method
     for part in ("prune", "drop", "grow", "initial", "redistribute"):
         if "." in str(values[part]):
             values[part] = resolve(values[part], f"method.{part}", list(cfg.allow))
     return Composed(MethodSpec(**values), cfg.sparsity, distribution, structure)
+
+
+def _check_interface(method: object, target: str) -> None:
+    wanted = [name for name in vars(Method) if not name.startswith("_")]
+    if missing := [name for name in (*wanted, "storage") if not hasattr(method, name)]:
+        raise UserError(f"method._target_={target}: its objects have no {', '.join(missing)}")
 
 
 def network(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig
 from torch import nn
 
@@ -21,15 +18,11 @@ from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.tasks.build import build_method, container, network
-from sparsebench.tasks.preflight import check_run
-from sparsebench.training.classifier import Classifier
-from sparsebench.training.loggers import Mirror
-from sparsebench.training.measure import Measure
-from sparsebench.training.outcome import outcome
-from sparsebench.training.plots import draw
+from sparsebench.tasks.preflight import check_model, check_run
 from sparsebench.training.ranks import check_devices, ranks
-from sparsebench.training.sparsify import Sparsify
-from sparsebench.training.trainer import Fitted, eval_loader, fit
+
+if TYPE_CHECKING:
+    from sparsebench.training.trainer import Fitted
 
 
 @dataclass
@@ -46,16 +39,24 @@ class Prepared:
 
 
 def prepare(cfg: DictConfig) -> Prepared:
-    """Load the data, build model and method, and refuse what can't work."""
+    """Load the data, build model and method, and refuse what can't work.
+
+    Where the config tells the data's shape the model comes before the data, and Lightning comes
+    last of all, so that a refusal is quick.
+    """
     begin = time.perf_counter()
     check_devices(cfg)
     check_idle(cfg)
     method = build_method(cfg)
-    sets = data.load(container(cfg.data), allow=list(cfg.allow))
-    model, dense_forward = network(cfg, sets.input_shape, sets.num_classes)
+    shape, classes = cfg.data.input_shape, cfg.data.num_classes
+    sets = None if shape and classes else _load(cfg)
+    like = (sets.input_shape, sets.num_classes) if sets else (tuple(shape), classes)
+    model, dense_forward = network(cfg, *like)
     selector = SelectorSpec(**container(cfg.selector))
     weights = select(model, selector)
-    check_run(cfg, sets, model, method, weights)
+    check_model(cfg, model, method, weights, like)
+    sets = sets or _load(cfg)
+    check_run(cfg, sets, model, method)
     flops = layer_flops(model, sets.input_shape, names=weights)
     return Prepared(
         data=sets,
@@ -68,14 +69,25 @@ def prepare(cfg: DictConfig) -> Prepared:
     )
 
 
+def _load(cfg: DictConfig) -> DataSets:
+    return data.load(container(cfg.data), allow=list(cfg.allow))
+
+
 def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Train, test, and give what goes into ``result.json``."""
+    from sparsebench.training.classifier import Classifier
+    from sparsebench.training.loggers import Mirror
+    from sparsebench.training.measure import Measure
+    from sparsebench.training.plots import draw
+    from sparsebench.training.sparsify import Sparsify
+    from sparsebench.training.trainer import fit
+
     sets = prepared.data
     module = Classifier(prepared.model, cfg, sets.num_classes, len(sets.input_shape))
     sparsify = Sparsify(prepared.method, selector=prepared.selector, seed=cfg.seed, module="model")
     measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
     mirror = Mirror(cfg, folder, measure)
-    with _threads(cfg.trainer.threads), ranks(cfg, folder):
+    with ranks(cfg, folder):
         fitted = fit(cfg, folder, sets, module, sparsify, measure, [mirror])
         found = _test(cfg, prepared, fitted)
     found["notes"] += [*sets.notes, *mirror.notes]
@@ -85,19 +97,11 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Compute with so many threads, and leave torch as it was."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _test(cfg: DictConfig, prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
     """Test on all ranks, and gather what was measured."""
+    from sparsebench.training.outcome import outcome
+    from sparsebench.training.trainer import eval_loader
+
     sets, module = prepared.data, fitted.module
     begin = time.perf_counter()
     fitted.trainer.test(module, eval_loader(cfg, sets.test, fitted.trainer), verbose=False)

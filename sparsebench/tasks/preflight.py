@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from sparsebench.data import DataSets
-from sparsebench.errors import UserError
+from sparsebench.errors import UserError, bad_value
+from sparsebench.models.probe import refusal
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.forecast import counts
 from sparsebench.sparsity.method import Method
@@ -24,7 +25,6 @@ def check_run(
     sets: DataSets,
     model: nn.Module,
     method: Method,
-    weights: Mapping[str, nn.Parameter],
 ) -> None:
     """Lay out the whole training without a step of it.
 
@@ -33,11 +33,11 @@ def check_run(
         sets: the data, loaded.
         model: the network.
         method: the sparsity method, not started.
-        weights: the sparse parameters.
 
     Raises:
-        UserError: batch, optimizer, schedule, update window, counts or machine do not fit.
+        UserError: data, batch, optimizer, schedule, update window or machine do not fit.
     """
+    _check_described(cfg, sets)
     per_epoch = len(sets.train) // cfg.batch_size
     if per_epoch == 0:
         raise UserError(
@@ -50,9 +50,48 @@ def check_run(
     build_schedule(optimizer, cfg.schedule, per_epoch * cfg.epochs, per_epoch)
     if isinstance(method, Composed):
         Window.of(method.spec, per_epoch * cfg.epochs, per_epoch)
+
+
+def check_model(
+    cfg: DictConfig,
+    model: nn.Module,
+    method: Method,
+    weights: Mapping[str, nn.Parameter],
+    like: tuple[tuple[int, ...], int],
+) -> None:
+    """What is wrong whatever the data hold.
+
+    Args:
+        cfg: the whole config.
+        model: the network.
+        method: the sparsity method, not started.
+        weights: the sparse parameters.
+        like: shape of an input, and number of classes.
+
+    Raises:
+        UserError: the counts can't be met, or a model of the user's own does not fit the data.
+    """
+    if isinstance(method, Composed):
         shapes = {name: parameter.shape for name, parameter in weights.items()}
         if method.spec.scope == "layer" or method.spec.sparsity_schedule == "constant":
             counts(method, shapes, method.sparsity)
+    if str(cfg.model["_target_"]).startswith("sparsebench."):
+        return
+    why = refusal(lambda: model, *like)
+    model.train()
+    if why:
+        raise UserError(
+            f"model={cfg.model.name}: does not fit data={cfg.data.name}, whose inputs are "
+            f"{list(like[0])} in {like[1]} classes: {why}"
+        )
+
+
+def _check_described(cfg: DictConfig, sets: DataSets) -> None:
+    """A builder of the user's own may give other data than the config says."""
+    for key, found in (("num_classes", sets.num_classes), ("input_shape", list(sets.input_shape))):
+        said = cfg.data[key]
+        if said is not None and said != found:
+            raise bad_value(f"data.{key}", said, f"the data have {found}")
 
 
 def _check_mixing(cfg: DictConfig, sets: DataSets) -> None:

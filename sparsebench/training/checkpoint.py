@@ -14,8 +14,11 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sparsebench.config.schema import SCHEMA
 from sparsebench.errors import Interrupted, UserError
 from sparsebench.files import set_aside, write_atomically
+from sparsebench.signals import give_back, take
+from sparsebench.training.classifier import Classifier
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -57,8 +60,11 @@ def _fault(path: Path) -> str | None:
     """Why a checkpoint can't be used, or None."""
     if not zipfile.is_zipfile(path):
         return "is cut short or empty"
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # whatever the garbage leads zipfile to
+        return f"is damaged ({error})"
     return f"is damaged in its part {bad}" if bad else None
 
 
@@ -70,15 +76,21 @@ def _check_owner(path: Path, identity: str) -> None:
             f"{path}: holds more than tensors and numbers, so it is not ours and is not loaded "
             f"({str(error).splitlines()[0]}); move it away to start anew"
         ) from error
-    owner = content.get("sparsebench", {}).get("identity")
-    if owner != identity:
-        raise UserError(
-            f"{path}: is a checkpoint of '{owner}', not of '{identity}'; move it away to start anew"
-        )
+    ours = content.get("sparsebench") if isinstance(content, dict) else None
+    ours = ours if isinstance(ours, dict) else {}
+    for what, found, wanted in (
+        ("schema", ours.get("schema"), SCHEMA),
+        ("run", ours.get("identity"), identity),
+    ):
+        if found != wanted:
+            raise UserError(
+                f"{path}: is a checkpoint of {what} '{found}', not of '{wanted}'; move it away "
+                "to start anew"
+            )
 
 
 class Checkpoint(Callback):
-    """Writes checkpoints at each epoch's end, every so often in between, and on a signal.
+    """Writes checkpoints every so often, on a signal and at the end of training.
 
     Also keeps the state of torch's global generators, which Lightning does not.
     """
@@ -89,14 +101,14 @@ class Checkpoint(Callback):
         Args:
             folder: the run's folder.
             identity: name of the run, kept in the file.
-            every: seconds between checkpoints within an epoch.
+            every: seconds between checkpoints; 0 is after each optimizer step.
         """
         self.folder = folder
         self.identity = identity
         self.every = every
         self.seconds = 0.0
         self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # who handled the signals
         self._saved = time.monotonic()
         self._loaded: dict[str, Any] | None = None
         self._step = 0
@@ -110,12 +122,11 @@ class Checkpoint(Callback):
             self._loaded = None
         self._saved = time.monotonic()
         self._step = trainer.global_step
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._handlers[name] = signal.signal(name, self._on_signal)
+        self._before = take(self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: stop at once, the last checkpoint stands
+            raise Interrupted(number)  # asked twice: stop at once, the last checkpoint stands
         self._signal = number
 
     def on_train_batch_end(
@@ -125,24 +136,40 @@ class Checkpoint(Callback):
         if trainer.global_step == self._step or trainer.is_last_batch:
             return  # in the middle of an accumulation, or the epoch's end comes at once
         self._step = trainer.global_step
-        stop = self._signal is not None
-        due = time.monotonic() - self._saved >= self.every
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-            due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        if stop or due:
-            self._save(trainer)
-        if stop:
-            raise Interrupted(self._signal or signal.SIGTERM, trainer.global_step)
+        self._save_if(trainer, pl_module, last=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch is measured (this callback is the last): save."""
-        self._save(trainer)
-        stop = self._signal is not None
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        """The epoch is measured (this callback is the last): save if due, and at the end.
+
+        Short epochs are not each worth a file: a kill costs ``every`` seconds at most.
+        """
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        self._save_if(trainer, pl_module, last=last)
+
+    def _save_if(self, trainer: Trainer, pl_module: LightningModule, *, last: bool) -> None:
+        """Save where it is time; all ranks decide alike.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        stop = self._stopping(trainer)
+        due = _anywhere(trainer, last or time.monotonic() - self._saved >= self.every)
+        if stop or due:
+            assert isinstance(pl_module, Classifier)
+            pl_module.check_divergence()  # what can't get well again is not worth keeping
+            self._save(trainer)
+        if stop and not last:
             raise Interrupted(self._signal or signal.SIGTERM, trainer.global_step)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """A long validation need not be waited for: the last checkpoint stands."""
+        if self._signal is not None and trainer.world_size == 1:
+            raise Interrupted(self._signal, trainer.global_step)
+
+    def _stopping(self, trainer: Trainer) -> bool:
+        return _anywhere(trainer, self._signal is not None)
 
     def _save(self, trainer: Trainer) -> None:
         begin = time.monotonic()
@@ -161,9 +188,8 @@ class Checkpoint(Callback):
         self._release()
 
     def _release(self) -> None:
-        for name, handler in self._handlers.items():
-            signal.signal(name, handler)
-        self._handlers.clear()
+        give_back(self._before)
+        self._before = {}
 
     # --- what --------------------------------------------------------------------------------
 
@@ -181,8 +207,10 @@ class Checkpoint(Callback):
         else:
             states = {key: value.unsqueeze(0) for key, value in states.items()}
         checkpoint["sparsebench"] = {
+            "schema": SCHEMA,
             "identity": self.identity,
             "device": device,
+            "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
             "generators": states,
         }
@@ -192,6 +220,13 @@ class Checkpoint(Callback):
     ) -> None:
         """Hold the generators' states until training starts."""
         self._loaded = checkpoint["sparsebench"]
+
+
+def _anywhere(trainer: Trainer, here: bool) -> bool:
+    """Whether something is so on any rank."""
+    if trainer.world_size == 1:
+        return here
+    return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
 
 def _generators(device: str) -> dict[str, torch.Tensor]:

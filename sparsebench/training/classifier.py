@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,28 +71,34 @@ class Classifier(LightningModule):
         self._loss_count += 1
         return loss
 
-    def on_train_epoch_end(self) -> None:
+    def on_validation_start(self) -> None:
         """A loss that is NaN or infinite anywhere in the epoch ends the run."""
         self.check_divergence()
 
-    def check_divergence(self) -> None:
-        """Raise if the loss of this epoch is not finite.
+    def check_divergence(self) -> float:
+        """The mean loss of this epoch so far, over all ranks.
 
         Raises:
-            Diverged: with the step at which it was noticed.
+            Diverged: it is not finite; with the step at which it was noticed.
         """
-        value = float(self._loss_sum)
-        if value - value != 0.0:  # NaN or infinite
-            raise Diverged(self.global_step, value)
-
-    def take_train_loss(self) -> float:
-        """Mean loss since the last call."""
         mean = self._loss_sum / max(self._loss_count, 1)
         if self.trainer.world_size > 1:
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        value = float(mean)
+        if not math.isfinite(value):
+            raise Diverged(self.global_step, value)
+        return value
+
+    def take_train_loss(self) -> float:
+        """Mean loss since the last call.
+
+        Raises:
+            Diverged: it is not finite.
+        """
+        value = self.check_divergence()
         self._loss_sum = torch.zeros_like(self._loss_sum)
         self._loss_count = 0
-        return float(mean)
+        return value
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the evaluation."""

@@ -29,39 +29,41 @@ class Sink(Protocol):
         """The end of the run."""
 
 
+#: W&B's own patience: a server that does not answer must not hold a run up for long.
+WANDB_DEFAULTS = {
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_INIT_TIMEOUT": "20",
+    "WANDB_FINISH_TIMEOUT": "60",
+}
+
+
 class Wandb:
-    """A W&B run under the run's identity; offline without an account."""
+    """A W&B run under the run's identity; offline without an account or a server."""
 
     def __init__(self, cfg: DictConfig, folder: Path) -> None:
         """Open the run."""
-        os.environ.setdefault("WANDB_SILENT", "true")
+        for name, value in WANDB_DEFAULTS.items():
+            os.environ.setdefault(name, value)
         import wandb
 
-        mode = cfg.logger.mode
+        mode, why = cfg.logger.mode, ""
         if mode == "auto":
             mode = "online" if _has_account() else "offline"
-        values = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(values, dict)
-        name = identity(cfg)
-        self._run = wandb.init(
-            project=cfg.logger.project,
-            entity=cfg.logger.entity,
-            id=name,
-            name=f"{cfg.method.name} {cfg.sparsity:g} {cfg.model.name} {cfg.data.name} #{cfg.seed}",
-            group=cfg.logger.group or name.rsplit("-", 2)[0],
-            job_type=cfg.task.name,
-            tags=[cfg.method.name, cfg.data.name, cfg.model.name, *cfg.logger.tags],
-            config={str(k): v for k, v in values.items()},
-            dir=str(folder),
-            mode=mode,
-            resume="allow",
-            reinit="create_new",  # a sweep opens many runs in one process
-            settings=wandb.Settings(init_timeout=30, console="off"),
-        )
+        try:
+            self._run = _open(cfg, folder, mode)
+        except Exception as error:  # wandb raises many kinds, and tells us by text only
+            if mode != "online":
+                raise
+            mode, why = "offline", f" ({_first_line(error)})"
+            wandb.teardown()  # it goes on believing that a run of this id is open
+            self._run = _open(cfg, folder, mode)
         self._run.define_metric("*", step_metric="step")
         if mode == "offline":
-            said = f"W&B is offline; 'wandb sync {self._run.dir}' uploads"
-            print(f"sparsebench: {said}", file=sys.stderr)
+            place = Path(self._run.dir).parent  # files of an offline run are beside its record
+            print(
+                f"sparsebench: W&B is offline{why}; 'wandb sync {place}' uploads", file=sys.stderr
+            )
 
     def row(self, step: int, values: dict[str, float]) -> None:
         """Log one epoch."""
@@ -71,6 +73,32 @@ class Wandb:
         """The summary is exactly the metrics of result.json."""
         self._run.summary.update(summary)
         self._run.finish(exit_code=int(failed))
+
+
+def _open(cfg: DictConfig, folder: Path, mode: Any) -> Any:
+    import wandb
+
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    name = identity(cfg)
+    return wandb.init(
+        project=cfg.logger.project,
+        entity=cfg.logger.entity,
+        id=name,
+        name=f"{cfg.method.name} {cfg.sparsity:g} {cfg.model.name} {cfg.data.name} #{cfg.seed}",
+        group=cfg.logger.group or name.rsplit("-", 2)[0],
+        job_type=cfg.task.name,
+        tags=[cfg.method.name, cfg.data.name, cfg.model.name, *cfg.logger.tags],
+        config={str(k): v for k, v in values.items()},
+        dir=str(folder),
+        mode=mode,
+        resume="allow",
+        reinit="create_new",  # a sweep opens many runs in one process
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _has_account() -> bool:
@@ -158,8 +186,7 @@ class Mirror(Callback):
         try:
             action()
         except Exception as error:  # a logger must never cost a run
-            reason = str(error).partition("\n")[0]
-            text = f"{what}: {type(error).__name__}: {reason}"
+            text = f"{what}: {type(error).__name__}: {_first_line(error)}"
             print(f"sparsebench: logger left out, {text}", file=sys.stderr)
             self.notes.append(f"logger left out, {text}")
             if sink in self._sinks:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig
 
@@ -39,6 +39,15 @@ class Fitted:
     notes: list[str]
 
 
+class Patience(EarlyStopping):
+    """Early stopping that a resumed run remembers."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training that was over when the checkpoint was written does not go on."""
+        if self.stopped_epoch:
+            trainer.should_stop = True
+
+
 def fit(
     cfg: DictConfig,
     folder: Path,
@@ -56,7 +65,6 @@ def fit(
     """
     _quiet_lightning()
     resume = find_checkpoint(folder, identity(cfg))
-    notes = _differences(resume)
     checkpoint = Checkpoint(folder, identity(cfg), cfg.trainer.checkpoint_every)
     callbacks: list[Callback] = [sparsify]
     if cfg.trainer.ema:
@@ -64,9 +72,10 @@ def fit(
     callbacks += [measure, *loggers, Progress(cfg)]
     if cfg.trainer.patience and sets.validation is not None:
         monitor, patience = "validation/accuracy", cfg.trainer.patience
-        callbacks.append(EarlyStopping(monitor, patience=patience, mode="max"))
+        callbacks.append(Patience(monitor, patience=patience, mode="max"))
     callbacks.append(checkpoint)
     trainer = build_trainer(cfg, callbacks)
+    notes = _differences(resume, trainer.strategy.root_device.type)
     begin = time.perf_counter()
     trainer.fit(
         module,
@@ -126,14 +135,21 @@ def eval_loader(cfg: DictConfig, images: Any, trainer: Trainer) -> EvalLoader | 
     return EvalLoader(images, batch, rank=trainer.global_rank, world_size=trainer.world_size)
 
 
-def _differences(checkpoint: Path | None) -> list[str]:
-    """What differs from the machine of the checkpoint, so that the rest can't be bitwise."""
+def _differences(checkpoint: Path | None, device: str) -> list[str]:
+    """What differs from where the checkpoint was written, so that the rest can't be bitwise."""
     if checkpoint is None:
         return []
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["sparsebench"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pairs = (("torch", kept["torch"], str(torch.__version__)), ("device", kept["device"], device))
-    return [f"not bitwise: {w} was {a}, is {b}, on resuming" for w, a, b in pairs if a != b]
+    now = {
+        "torch": str(torch.__version__),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+    return [
+        f"not bitwise: {what} was {kept[what]}, is {value}, on resuming"
+        for what, value in now.items()
+        if kept[what] != value
+    ]
 
 
 def _quiet_lightning() -> None:
