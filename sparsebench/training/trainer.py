@@ -72,7 +72,9 @@ def fit(
     callbacks += [measure, *loggers, Progress(cfg)]
     if cfg.trainer.patience and sets.validation is not None:
         monitor, patience = "validation/accuracy", cfg.trainer.patience
-        callbacks.append(Patience(monitor, patience=patience, mode="max"))
+        callbacks.append(
+            Patience(monitor, patience=patience, mode="max", check_on_train_epoch_end=False)
+        )  # after validation: at the end of the epoch the others must know that it is the last
     callbacks.append(checkpoint)
     trainer = build_trainer(cfg, callbacks)
     notes = _differences(resume, trainer.strategy.root_device.type)
