@@ -30,6 +30,7 @@ class TrainLoader:
         world_size: number of ranks; must divide the batch size.
         drop_last: leave out the last, smaller batch. If it is kept and smaller than the
             number of ranks, it is left out all the same.
+        multiple: an epoch has a multiple of so many batches, as gradient accumulation needs.
 
     Raises:
         UserError: no batch would be left, or the ranks would get unequal shares.
@@ -45,6 +46,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
+        multiple: int = 1,
     ) -> None:
         check_batch_size(batch_size)
         if batch_size % world_size:
@@ -53,6 +55,7 @@ class TrainLoader:
         self.rank, self.world_size = rank, world_size
         full, rest = divmod(len(images), batch_size)
         self._length = full + (not drop_last and rest >= world_size)
+        self._length -= self._length % multiple
         if self._length == 0:
             raise UserError(
                 f"batch_size={batch_size}: the training set has only {len(images)} images"

@@ -125,7 +125,7 @@ def train_loader(cfg: DictConfig, sets: DataSets, trainer: Trainer) -> TrainLoad
         cfg.seed,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
-        **({"multiple": cfg.trainer.accumulate} if cfg.trainer.accumulate > 1 else {}),
+        multiple=cfg.trainer.accumulate,
     )
 
 

@@ -1,0 +1,11 @@
+"""All benchmarks, one after the other: make bench."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+for name in ("command_line", "step", "data", "memory", "whole_run"):
+    print(f"== {name}", flush=True)
+    subprocess.run([sys.executable, f"{name}.py"], cwd=Path(__file__).parent, check=True)
