@@ -26,9 +26,14 @@ def run_and_report(cfg: DictConfig) -> tuple[int, float | None]:
     elif not cfg.quiet:
         if cfg.task.name == "profile":
             print_layers(result["layers"])
-        print("  ".join(f"{k}={metrics[k]:.6g}" for k in SHOWN if metrics.get(k) is not None))
+        print("  ".join(f"{k}={_short(metrics[k])}" for k in SHOWN if metrics.get(k) is not None))
     print((run_folder(cfg) / NAME).resolve(), flush=True)
     return int(result["status"] != "finished"), metrics.get("test/accuracy")
+
+
+def _short(value: float) -> str:
+    """Six digits of a measured number, all of a count."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def print_layers(layers: dict[str, Any]) -> None:
@@ -39,7 +44,8 @@ def print_layers(layers: dict[str, Any]) -> None:
     table = Table("layer", "shape", box=None, header_style="bold")
     for title in ("weights", "non-zeros", "sparsity", "FLOPs", "of dense"):
         table.add_column(title, justify="right")
-    for name, layer in layers.items():
+    # JSON sorts its keys: "order" has the order of the network
+    for name, layer in sorted(layers.items(), key=lambda item: item[1].get("order", 0)):
         table.add_row(
             name,
             "x".join(map(str, layer["shape"])),

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from sparsebench.config.idle import check_idle
+from sparsebench.data.stratify import amount
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.flops import LayerFlops, layer_flops, model_size_bytes
@@ -50,7 +51,10 @@ def prepare(cfg: DictConfig) -> Prepared:
         raise UserError(
             f"method={cfg.method.name}: task=profile knows the cost of composed methods only"
         )
-    per_epoch = max(data.train_size // cfg.batch_size, 1)
+    per_epoch = _images(cfg) // cfg.batch_size
+    if per_epoch == 0:
+        allowed = f"there are {_images(cfg)} images to train on"
+        raise bad_value("batch_size", cfg.batch_size, allowed)
     total = per_epoch * cfg.epochs
     shapes = {name: parameter.shape for name, parameter in weights.items()}
     return Prepared(
@@ -96,6 +100,7 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         metrics["flops/training_relative_paper"] = paper / (3 * prepared.dense_forward)
     layers = {
         name: {
+            "order": order,
             "shape": list(parameters[name].shape),
             "weights": sizes[name],
             "nonzeros": last[name],
@@ -103,9 +108,17 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
             "flops_dense": flops.dense[name],
             "flops": flops.dense[name] * last[name] / sizes[name],
         }
-        for name in last
+        for order, name in enumerate(last)
     }
     return {"metrics": metrics, "layers": layers, "notes": _notes(prepared.method)}
+
+
+def _images(cfg: DictConfig) -> int:
+    """Images to train on, as the loader would cut the set."""
+    data, images = cfg.data, int(cfg.data.train_size)
+    if data.subset is not None:
+        images = amount("data.subset", data.subset, images)
+    return images - amount("data.validation", data.validation, images)
 
 
 def _densities(stretch: Stretch, sizes: dict[str, int]) -> dict[str, float]:

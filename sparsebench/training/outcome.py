@@ -48,13 +48,14 @@ def outcome(fitted: Fitted, test: dict[str, float], parameters: int) -> dict[str
     }
     layers = {
         name: {
+            "order": order,
             "shape": list(masks.parameters[name].shape),
             "weights": masks.sizes[name],
             "nonzeros": masks.nonzeros[name],
             "sparsity": 1.0 - masks.densities[name],
             "flops_dense": measure.flops.dense[name],
         }
-        for name in masks
+        for order, name in enumerate(masks)
     }
     notes = [*fitted.notes, *fitted.sparsify.session.state.notes]
     return {"metrics": metrics, "layers": layers, "notes": notes}
