@@ -8,7 +8,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from sparsebench.config.refusal import refusal
+from sparsebench.config.rules import allowed, words
 from sparsebench.config.schema import Config
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.time import Duration
@@ -24,17 +27,30 @@ def check(cfg: DictConfig) -> None:
         UserError: one line naming key, value given and what is allowed.
     """
     _check_keys(cfg)
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise refusal(error) or error from error
     for spec in fields(Config):
-        value = OmegaConf.select(cfg, spec.name)
+        value = _value(cfg, spec.name)
         kind = OmegaConf.get_type(cfg, spec.name)
         if is_dataclass(kind):
             check_fields(value, spec.name, kind)
         else:
             check_field(value, spec.name, spec.metadata)
+    if not cfg.runs:
+        raise UserError("runs=: the folder that runs are kept in is needed")
     _check_sparsity_scale(cfg)
     _check_data(cfg)
     _check_selector(cfg)
     _check_steps(cfg)
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    try:
+        return cfg[key]
+    except ConfigKeyError as error:
+        raise UserError(f"~{key}: the key can't be left out; {allowed(key)}") from error
 
 
 def check_fields(values: Any, key: str, kind: Any = None) -> None:
@@ -50,28 +66,28 @@ def check_field(value: Any, key: str, rules: Mapping[str, Any]) -> None:
     if "range" in rules:
         check_number(key, value, rules["range"])
     if "names" in rules and "." not in str(value) and value not in rules["names"]:
-        allowed = f"one of {', '.join(rules['names'])}, or the import path of your own"
-        raise bad_value(key, value, allowed, rules["names"])
+        raise bad_value(key, value, words(rules), rules["names"])
     if "choices" in rules and value not in rules["choices"]:
-        raise bad_value(key, value, f"one of {', '.join(rules['choices'])}", rules["choices"])
-    if "least" in rules and value < rules["least"]:
-        raise bad_value(key, value, f"a whole number of at least {rules['least']}")
+        raise bad_value(key, value, words(rules), rules["choices"])
+    if "least" in rules and not rules["least"] <= value <= rules.get("most", value):
+        raise bad_value(key, value, words(rules))
     if "duration" in rules:
         Duration.parse(value, key)
-    if "share" in rules and (value < 0 or (value > 1 and value != int(value)) or value != value):
-        raise bad_value(key, value, "a share up to 1.0, or a whole number of images")
+    if "share" in rules and not (0 <= value <= 1 or (value > 1 and value % 1 == 0)):
+        raise bad_value(key, value, words(rules))
 
 
-def check_number(key: str, value: float, interval: str) -> None:
+def check_number(key: str, value: object, interval: str) -> None:
     """Refuse a number outside an interval such as ``[0, 1)``; NaN is in none."""
-    if isinstance(value, str):
-        raise bad_value(key, value, f"a number in {interval} is needed")
+    needed = f"a number in {interval} is needed"
+    if not isinstance(value, int | float):
+        raise bad_value(key, value, needed)
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
-    if not (isinstance(value, int | float) and above and below):
-        percent = f"; did you mean {value / 100:.2f}?" if high == 1 and 1 < value < 100 else ""
-        raise bad_value(key, value, f"a number in {interval} is needed{percent}")
+    if not (above and below):
+        percent = f"; did you mean {value / 100:.2f}?" if high == 1 and 2 <= value < 100 else ""
+        raise bad_value(key, value, needed + percent)
 
 
 def _check_keys(cfg: DictConfig) -> None:
@@ -107,8 +123,8 @@ def _check_data(cfg: DictConfig) -> None:
         )
     if cfg.batch_size % (cfg.trainer.devices * cfg.trainer.accumulate):
         raise UserError(
-            f"batch_size={cfg.batch_size}: it is the batch of one optimizer step and must divide "
-            f"by trainer.devices={cfg.trainer.devices} x trainer.accumulate={cfg.trainer.accumulate}"
+            f"batch_size={cfg.batch_size}: it is the batch of one optimizer step and must divide by"
+            f" trainer.devices={cfg.trainer.devices} x trainer.accumulate={cfg.trainer.accumulate}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -14,8 +15,12 @@ from sparsebench.config.refusal import refusal
 from sparsebench.config.schema import register
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
+def compose(overrides: Sequence[str] = (), folder: str | None = None) -> DictConfig:
     """The config that these overrides of the shipped defaults stand for.
+
+    Args:
+        overrides: as on the command line.
+        folder: of config groups of the user's own, beside the shipped ones.
 
     Raises:
         UserError: an option, key or value that does not exist.
@@ -24,9 +29,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return hydra_compose("config", overrides=list(overrides))
+            own = [f"hydra.searchpath=['file://{Path(folder).absolute()}']"] if folder else []
+            return hydra_compose("config", overrides=[*own, *overrides])
     except Exception as error:
-        told = refusal(error)
+        told = refusal(error, overrides)
         if told is None:
             raise
         raise told from None

@@ -38,8 +38,9 @@ def run_folder(cfg: DictConfig) -> Path:
 
 def significant(cfg: DictConfig) -> dict[str, Any]:
     """Flat keys and values that make the run what it is."""
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    values = {str(key): value for key, value in resolved.items()}
     defaults = {
         "method": OmegaConf.get_type(cfg, "method"),
         **{f.name: OmegaConf.get_type(cfg, f.name) for f in fields(Config) if f.name != "method"},

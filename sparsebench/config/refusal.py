@@ -3,77 +3,98 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sparsebench.config.paths import config_files, config_folder
-from sparsebench.config.schema import Config
+from sparsebench.config.paths import config_folder
+from sparsebench.config.rules import allowed, keys, nearest_key
 from sparsebench.errors import UserError, bad_value, nearest
 
+_BASE_60 = "YAML reads 2:4 as the number 124 (base 60); write structure.n=2 structure.m=4"
 
-def refusal(error: BaseException) -> UserError | None:
-    """The user's mistake that an exception stands for, or None if it is not one."""
+
+def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | None:
+    """The user's mistake that an exception stands for, or None if it is not one.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+        overrides: the words of the command line, for errors that do not name theirs.
+    """
     if not isinstance(error, HydraException | OmegaConfBaseException):
-        return None
+        return _no_option(overrides) if isinstance(error, ValueError | TypeError) else None
     if isinstance(error, OverrideParseException):
         return UserError(f"override '{error.override}' can't be read: {_first_line(error)}")
-    text = _chain(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_option(str(error.missing_cfg_file))
+        return _missing_option(str(error.missing_cfg_file), error.options or ())
+    text = _chain(error)
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)' ?", text):
+        return UserError(f"{match[1]}: several values make a sweep, which needs -m")
+    if match := re.search(r"Could not append to config\. An item is already at '([^']*)'", text):
+        return UserError(f"+{match[1]}: the key is there already; write it without '+'")
     if match := re.search(r"Could not override '([^']*)'|Key '([^']*)' (?:is )?not in '?\w+", text):
         return _unknown_key(_full_key(text) or match[1] or match[2], text)
-    if match := re.search(r"Value '(.*?)'(?: \(?of type '\w+'\)?| of type '\w+')? (?:could not|is not)", text):
-        return _wrong_type(match[1], text)
+    if match := re.search(r"Could not delete from config\. '([^']*)' does not exist", text):
+        return _unknown_key(match[1], text)
+    if key := _full_key(text):
+        return _wrong_value(key, text)
     return UserError(_first_line(error))
 
 
-def keys() -> list[str]:
-    """All keys of the schema, and the names of groups."""
-    return list(_keys(Config))
+def _no_option(overrides: Sequence[str]) -> UserError | None:
+    """Hydra fails without a name where a group's option is a number, a list or null."""
+    for word in overrides:
+        key, equals, value = word.lstrip("+").partition("=")
+        if not equals or not (config_folder() / key).is_dir() or not key:
+            continue
+        if re.fullmatch(r"[\d_]+", value):
+            return UserError(
+                f"{word}: an option's name is needed, and this is read as the number "
+                f"{int(value.strip('_') or 0)}; write \"{key}='{value}'\""
+            )
+        if not re.fullmatch(r"[\w.,-]+", value) or value.lower() in ("null", "true", "false"):
+            return UserError(f"{word}: the name of one option is needed")
+    bare = next((word for word in overrides if word.startswith("=")), None)
+    return UserError(f"{bare}: a key is needed before '='") if bare else None
 
 
-def _keys(kind: type, prefix: str = "") -> Iterator[str]:
-    for spec in fields(kind):
-        yield f"{prefix}{spec.name}"
-        default = spec.default_factory() if callable(spec.default_factory) else None
-        if is_dataclass(default):
-            yield from _keys(type(default), f"{prefix}{spec.name}.")
-
-
-def _missing_option(missing: str) -> UserError:
+def _missing_option(missing: str, options: Sequence[str]) -> UserError:
     group, _, option = missing.rpartition("/")
     group = group.lstrip("+")
-    if not group or not (Path(config_folder()) / group).is_dir():
-        return UserError(f"{missing}: there is no config of this name")
-    names = config_files(group)
-    return bad_value(group, option, f"no such option; there are {', '.join(names)}", names)
+    if not group:
+        near = nearest(missing, keys())
+        hint = f"; did you mean '{near}'?" if near else ""
+        return UserError(f"{missing}: there is no config of this name{hint}")
+    names = [name.rpartition("/")[2] for name in options]
+    there = f"there are {', '.join(names)}" if names else "there are none"
+    return bad_value(group, option, f"no such option; {there}", names)
 
 
 def _unknown_key(key: str, text: str) -> UserError:
     value = re.search(rf"{re.escape(key)}=(\S+)", text)
-    near = _nearest_key(key)
+    if value and (config_folder() / key).is_dir():
+        return UserError(f"{key}={value[1]}: this group is added to a run, by +{key}={value[1]}")
+    near = nearest_key(key)
     hint = f"; did you mean '{near}'?" if near else ""
     given = f"={value[1]}" if value else ""
     return UserError(f"{key}{given}: there is no key '{key}'{hint}")
 
 
-def _nearest_key(key: str) -> str | None:
-    """A key that differs in its last part only is nearer than one of another group."""
-    group, _, name = key.rpartition(".")
-    siblings = [k for k in keys() if k.rpartition(".")[0] == group]
-    found = nearest(name, [k.rpartition(".")[2] for k in siblings])
-    return f"{group}.{found}".lstrip(".") if found else nearest(key, keys())
-
-
-def _wrong_type(value: str, text: str) -> UserError:
-    key = _full_key(text) or "a key"
-    wanted = re.search(r"(?:converted to|not a valid|not convertible to) '?([\w\[\] ,.]+?)'?(?:\s|$)", text)
-    return bad_value(key, value, f"a value of type {wanted[1].strip() if wanted else 'another kind'} is needed")
+def _wrong_value(key: str, text: str) -> UserError:
+    """A value of the wrong type: what was given is in the override or in OmegaConf's words."""
+    override = re.search(rf"override \S*?{re.escape(key)}=(.*)", text)
+    value = override or re.search(r"Value '(.*?)'", text)
+    if "Missing mandatory value" in text:
+        return UserError(f"{key}: a value is needed")
+    if "Interpolation" in text:
+        return UserError(f"{key}: {_first_line(text)}")
+    if key == "structure":
+        return bad_value(key, value[1] if value else "", _BASE_60)
+    if "does not support deletion" in text:
+        return UserError(f"~{key}: the key can't be left out; {allowed(key)}")
+    return bad_value(key, value[1] if value else "?", allowed(key))
 
 
 def _full_key(text: str) -> str | None:

@@ -30,9 +30,9 @@ def choice(default: Any, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
-def count(default: int | None, least: int = 1) -> Any:
-    """A whole number of at least ``least``."""
-    return field(default=default, metadata={"least": least})
+def count(default: int | None, least: int = 1, most: int | None = None) -> Any:
+    """A whole number of at least ``least`` and at most ``most``."""
+    return field(default=default, metadata={"least": least} | ({"most": most} if most else {}))
 
 
 @dataclass
@@ -73,7 +73,7 @@ class DataConfig:
     augment: str = choice("standard", "standard", "none")
     validation: float = field(default=0.1, metadata={"share": True})
     subset: float | None = field(default=None, metadata={"share": True})
-    split_seed: int = count(0, 0)
+    split_seed: int = count(0, 0, 2**63 - 1)
     workers: int = count(0, 0)
     path: str | None = None
     image_column: str | None = None
@@ -160,7 +160,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     table: Any = None
     sparsity: float = number(0.9, "[0, 1)", "share of zeros over the selected weights")
-    seed: int = count(0, 0)
+    seed: int = count(0, 0, 2**63 - 1)
     epochs: int = count(20)
     batch_size: int = count(128)
     runs: str = "runs"

@@ -85,7 +85,7 @@ class MethodSpec:
     scope: str = field(default="layer", metadata={"choices": ("layer", "global")})
     drop: str | None = one_of(None, registry.SCORES, "score of weights to drop, lowest first")
     grow: str | None = one_of(None, registry.GROWERS, "how new connections are chosen")
-    drop_fraction: float = number(0.3, "[0, 1)", "share of the weights dropped at an update")
+    drop_fraction: float = number(0.3, "(0, 1)", "share of the weights dropped at an update")
     drop_schedule: str = one_of("cosine", registry.DROP_SCHEDULES, "drop fraction over time")
     drop_floor: float = number(0.0, "[0, 1)", "value at which an annealed fraction ends")
     drop_rounding: str = field(default="floor", metadata={"choices": ("floor", "ceil")})
