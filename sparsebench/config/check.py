@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from sparsebench.config.idle import check_idle
 from sparsebench.config.refusal import refusal
 from sparsebench.config.rules import allowed, words
 from sparsebench.config.schema import Config
@@ -43,6 +44,7 @@ def check(cfg: DictConfig) -> None:
     _check_sparsity_scale(cfg)
     _check_data(cfg)
     _check_selector(cfg)
+    check_idle(cfg)
     _check_steps(cfg)
 
 

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from sparsebench import data
-from sparsebench.config.idle import check_idle
 from sparsebench.data import DataSets
 from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
@@ -46,7 +45,6 @@ def prepare(cfg: DictConfig) -> Prepared:
     """
     begin = time.perf_counter()
     check_devices(cfg)
-    check_idle(cfg)
     method = build_method(cfg)
     shape, classes = cfg.data.input_shape, cfg.data.num_classes
     sets = None if shape and classes else _load(cfg)

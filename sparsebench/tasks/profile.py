@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from sparsebench.config.idle import check_idle
 from sparsebench.data.stratify import amount
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.composed import Composed
@@ -37,7 +36,6 @@ class Prepared:
 
 def prepare(cfg: DictConfig) -> Prepared:
     """Build the model on the meta device and lay out the schedule."""
-    check_idle(cfg)
     data = cfg.data
     for key in ("num_classes", "input_shape", "train_size"):
         if not data[key]:
