@@ -1,1 +1,1 @@
-""""""
+"""Sweeps and tables: grids of runs, their results, statistics and how they are shown."""

@@ -1,0 +1,158 @@
+"""A sheet as Markdown, LaTeX, CSV, and on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from sparsebench.sweep.results import Results
+from sparsebench.sweep.sheet import MARKED, Section, Sheet, Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "×": r"$\times$",
+}
+
+
+def markdown(sheet: Sheet, picture: str | None = None) -> str:
+    """The table for a README or an issue, with its picture and how it was made.
+
+    Args:
+        sheet: the table.
+        picture: file name of the figure, beside the Markdown.
+    """
+    parts = [f"# {sheet.title}", sheet.about]
+    for section in sheet.sections:
+        if section.heading:
+            parts.append(f"## {section.heading}")
+        parts.append(_markdown_rows(sheet, section))
+    parts.append(f"{sheet.legend[:1].upper()}{sheet.legend[1:]}." if sheet.legend else "")
+    if sheet.missing:
+        lines = "\n".join(f"- {_markdown_text(line)}" for line in sheet.missing)
+        parts.append(f"**Without a result:**\n\n{lines}")
+    if picture:
+        parts.append(f"![{_markdown_text(sheet.title)}]({picture})")
+    parts.append("```text\n" + "\n".join(sheet.made) + "\n```")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_rows(sheet: Sheet, section: Section) -> str:
+    def line(fields: list[str]) -> str:
+        return f"| {' | '.join(fields)} |"
+
+    rows = [
+        [
+            f"**{text}**" if field.bold else text
+            for field in row
+            if (text := _markdown_text(field.text))
+        ]
+        for row in section.rows
+    ]
+    rule = [":--", *("--:" for _ in sheet.head[1:])]
+    return "\n".join(map(line, [[*map(_markdown_text, sheet.head)], rule, *rows]))
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ") or " "
+
+
+def latex(sheet: Sheet) -> str:
+    """A ``table`` environment for a paper; needs the package booktabs."""
+    width = len(sheet.head)
+    lines = [f"% {fact}" for fact in sheet.made]
+    lines += [r"\begin{table}", r"  \centering", f"  \\caption{{{_latex_text(_caption(sheet))}}}"]
+    lines += [f"  \\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"    \toprule"]
+    lines.append(_latex_row([Text(head) for head in sheet.head]))
+    for section in sheet.sections:
+        lines.append(r"    \midrule")
+        if section.heading:
+            heading = _latex_text(section.heading)
+            lines += [f"    \\multicolumn{{{width}}}{{l}}{{\\emph{{{heading}}}}} \\\\"]
+        lines += [_latex_row(list(row)) for row in section.rows]
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _caption(sheet: Sheet) -> str:
+    missing = [f"Without a result: {'; '.join(sheet.missing)}."] if sheet.missing else []
+    legend = [f"{sheet.legend[:1].upper()}{sheet.legend[1:]}."] if sheet.legend else []
+    return " ".join([f"{sheet.title}.", *filter(None, [sheet.about]), *legend, *missing])
+
+
+def _latex_row(fields: list[Text]) -> str:
+    texts = [
+        f"\\textbf{{{_latex_text(field.text)}}}" if field.bold else _latex_text(field.text)
+        for field in fields
+    ]
+    return f"    {' & '.join(texts)} \\\\"
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def comma_separated(results: Results) -> str:
+    """One line for each row, column and figure, unrounded and in the units of the runs."""
+    from sparsebench.sweep.statistics import estimate
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["row", "column", "metric", "asked", "n", "mean", "low", "high", "min", "max", "by_seed"]
+    )
+    for (i, j), entry in results.entries.items():
+        for metric in results.metrics:
+            values = entry.values(metric)
+            found = estimate(values.values())
+            numbers = (found.mean, found.low, found.high) if found else (None,) * 3
+            ends = (min(values.values()), max(values.values())) if values else (None, None)
+            by_seed = " ".join(f"{seed}:{value!r}" for seed, value in values.items())
+            labels = (results.grid.rows[i].label, results.grid.columns[j].label)
+            writer.writerow(
+                [*labels, metric.key, entry.asked, len(values), *numbers, *ends, by_seed]
+            )
+    return out.getvalue()
+
+
+def terminal(sheet: Sheet) -> RenderableType:
+    """The table for a terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text as Line
+
+    table = Table(box=box.SIMPLE_HEAD, title=Line(sheet.title, "bold"), title_justify="left")
+    for i, head in enumerate(sheet.head):
+        table.add_column(Line(head), justify="right" if i else "left", no_wrap=not i)
+    for number, section in enumerate(sheet.sections):
+        if section.heading:
+            if number:
+                table.add_section()
+            table.add_row(Line(section.heading, "bold cyan"))
+        for row in section.rows:
+            indent = "  " if section.heading else ""
+            first, *others = row
+            fields = [
+                Line(f"{field.text}{'*' if field.bold else ' '}", "bold" if field.bold else "")
+                for field in others
+            ]
+            table.add_row(Line(indent + first.text), *fields)
+    legend = sheet.legend.replace(f"{MARKED}:", "*:")
+    notes = [Line(text, "dim") for text in (sheet.about, legend) if text]
+    facts = Table.grid(padding=(0, 1))
+    for fact in sheet.made:
+        name, _, value = fact.partition(": ")
+        facts.add_row(Line(f"{name}:", "dim"), Line(value, "dim"))
+    return Group(
+        table, *(Padding(note, (0, 0, 1, 2)) for note in notes), Padding(facts, (0, 0, 1, 2))
+    )

@@ -1,0 +1,146 @@
+"""Start runs through a Hydra launcher, so that the death of one does not end the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.plugins.launcher import Launcher
+
+from sparsebench.errors import Interrupted, UserError
+from sparsebench.files import read_json
+from sparsebench.result import NAME
+from sparsebench.signals import handling
+from sparsebench.sweep.cells import Run
+from sparsebench.sweep.job import Report
+
+#: Seconds that runs in other processes have to write their checkpoints after Ctrl-C.
+PATIENCE = 10.0
+
+
+@dataclass
+class Launch:
+    """Runs to be done, and how each ended.
+
+    Attributes:
+        launcher: Hydra's launcher.
+        workers: folder where the processes that run cells leave their ids.
+        extra: overrides of every run that only say how it is run.
+        reports: by identity, of the runs that have ended.
+        stamps: by identity, when a result from before was written.
+    """
+
+    launcher: Launcher
+    workers: Path
+    extra: Sequence[str] = ()
+    reports: dict[str, Report] = field(default_factory=dict)
+    stamps: dict[str, int | None] = field(default_factory=dict)
+
+    def all(self, runs: Sequence[Run]) -> None:
+        """Do all runs; where a process dies, find the run that kills it, and do the others.
+
+        Raises:
+            Interrupted: by a signal.
+        """
+        self.stamps = {run.identity: stamp(run) for run in runs}
+        with handling(_passing_on(self, runs)):
+            self._attempt(runs)
+
+    def ended(self, run: Run) -> bool:
+        """Whether a run has ended in this sweep."""
+        now = stamp(run)
+        written = now is not None and now != self.stamps.get(run.identity)
+        return written or run.identity in self.reports
+
+    def owner(self, run: Run) -> int | None:
+        """Process of this sweep that has, or had when it died, claimed a run."""
+        claim = read_json(run.folder / "owner.json") or {}
+        pid = claim.get("pid")
+        ours = claim.get("host") == socket.gethostname() and (self.workers / str(pid)).exists()
+        return pid if ours else None
+
+    def _attempt(self, runs: Sequence[Run], alone: bool = False) -> None:
+        if not runs:
+            return
+        try:
+            jobs = [[*run.overrides, *self.extra] for run in runs]
+            returns = self.launcher.launch(jobs, initial_job_idx=0)
+        except Exception as error:  # a process died, or the launcher itself failed
+            if not any(self.workers.iterdir()):
+                raise UserError(f"hydra/launcher: {_short(error)}") from error
+            if alone:
+                said = f"its process was killed ({_short(error)})"
+                self.reports[runs[0].identity] = Report("killed", said)
+            else:
+                self._after_death([run for run in runs if not self.ended(run)])
+            return
+        for run, back in zip(runs, returns, strict=True):
+            self.reports[run.identity] = _report(back)
+
+    def _after_death(self, pending: Sequence[Run]) -> None:
+        """Those that were running are suspects, and are tried again one at a time."""
+        suspects = [run for run in pending if self.owner(run)] or pending
+        names = {run.identity for run in suspects}
+        self._attempt([run for run in pending if run.identity not in names])
+        for run in suspects:
+            if not self.ended(run):
+                self._attempt([run], alone=True)
+
+
+def stamp(run: Run) -> int | None:
+    """When the run's result was written, in nanoseconds."""
+    try:
+        return (run.folder / NAME).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _report(back: Any) -> Report:
+    value = back._return_value  # the property prints and raises what is reported here
+    return value if isinstance(value, Report) else Report("failed", _short(value))
+
+
+def _short(error: object) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0].strip()}"[:200]
+
+
+def _passing_on(launch: Launch, runs: Sequence[Run]) -> Callable[[int, FrameType | None], None]:
+    """Handler of signals that lets the runs in other processes write their checkpoints first."""
+    stopping = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        mine, again, stopping = os.getpid(), stopping, True
+        busy = {run.identity: pid for run in runs if (pid := launch.owner(run)) and pid != mine}
+        if not busy or again:
+            raise Interrupted(signum)
+        print(
+            f"sparsebench: stopping; {len(busy)} runs write their checkpoints "
+            f"(once more stops at once)",
+            file=sys.stderr,
+        )
+        for pid in set(busy.values()):
+            _send(pid, signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        held = [run for run in runs if run.identity in busy]
+        while time.monotonic() < until and any(launch.owner(run) for run in held):
+            time.sleep(0.05)
+        raise Interrupted(signum)
+
+    return stop
+
+
+def _send(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except OSError:
+        return

@@ -1,0 +1,148 @@
+"""The figure of a table: one metric over an axis, with its intervals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsebench.files import write_atomically
+from sparsebench.sweep.results import Entry, Results
+from sparsebench.sweep.sheet import titled
+from sparsebench.sweep.spec import Metric
+from sparsebench.sweep.statistics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Okabe and Ito's colours, which the colour-blind can tell apart; each has its own marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+
+
+def draw(results: Results) -> Figure | None:
+    """Draw what the table's ``picture`` says, or None if there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    picture = results.grid.spec.picture
+    metric = next((m for m in results.metrics if picture and m.key == picture.y), None)
+    if picture is None or metric is None:
+        return None
+    across = picture.x == results.grid.spec.columns.key and len(results.grid.columns) > 1
+    if not any(entry.estimate(metric) for entry in results.entries.values()):
+        return None
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    if across:
+        _lines(axes, results, metric)
+    else:
+        _points(axes, results, metric)
+    axes.set_title(titled(results.grid.spec), fontsize=9, loc="left", wrap=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return figure
+
+
+def _lines(axes: Axes, results: Results, metric: Metric) -> None:
+    """One line a row, over the columns."""
+    grid = results.grid
+    places, label = _positions(results)
+    axes.set_xticks(places, [column.label for column in grid.columns])
+    axes.set_xlabel(label)
+    axes.set_ylabel(metric.label or metric.key)
+    step = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
+    moving = [i for i in range(len(grid.rows)) if not results.flat(i)]
+    for i, row in enumerate(grid.rows):
+        entries = [results.entries[i, j] for j in range(len(grid.columns))]
+        if i not in moving:
+            _band(axes, entries[0], metric, row.label)
+            continue
+        number = moving.index(i)
+        shift = (
+            0.018 * step * (number - (len(moving) - 1) / 2)
+        )  # so that bars do not hide each other
+        known = [
+            (x + shift, e)
+            for x, entry in zip(places, entries, strict=True)
+            if (e := entry.estimate(metric))
+        ]
+        _series(axes, known, number, row.label)
+    axes.legend(fontsize=8, frameon=False, loc="best")
+
+
+def _series(axes: Axes, known: list[tuple[float, Estimate]], number: int, label: str) -> None:
+    halves = [e.half if e.half is not None else math.nan for _, e in known]
+    axes.errorbar(
+        [x for x, _ in known],
+        [e.mean for _, e in known],
+        yerr=halves,
+        label=label,
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle=("-", "--", ":", "-.")[number // len(COLOURS) % 4],
+        markersize=5,
+        linewidth=1.4,
+        elinewidth=1.0,
+        capsize=3,
+    )
+
+
+def _band(axes: Axes, entry: Entry, metric: Metric, label: str) -> None:
+    """Runs that the columns do not change: a level, and its interval as a band."""
+    found = entry.estimate(metric)
+    if found is None:
+        return
+    axes.axhline(found.mean, color="#555555", linewidth=1.2, label=label)
+    if found.low is not None and found.high is not None:
+        axes.axhspan(found.low, found.high, color="#555555", alpha=0.15, linewidth=0)
+
+
+def _points(axes: Axes, results: Results, metric: Metric) -> None:
+    """One point a row, where there is nothing to draw a line over."""
+    grid = results.grid
+    for i in range(len(grid.rows)):
+        if found := results.entries[i, 0].estimate(metric):
+            half = found.half if found.half is not None else math.nan
+            axes.errorbar(
+                found.mean, i, xerr=half, color=COLOURS[0], marker="o", markersize=5, capsize=3
+            )
+    axes.set_yticks(range(len(grid.rows)), [row.label for row in grid.rows])
+    axes.set_ylim(len(grid.rows) - 0.5, -0.5)
+    axes.set_xlabel(metric.label or metric.key)
+    axes.set_ylabel(grid.spec.rows.label or grid.spec.rows.key)
+
+
+def _positions(results: Results) -> tuple[list[float], str]:
+    """Where the columns stand, and what the axis is called.
+
+    Sparsity is spaced by the logarithm of the density, so that 90, 95 and 98 % do not
+    crowd; other numbers by their value; words evenly.
+    """
+    axis = results.grid.spec.columns
+    values = [column.value for column in results.grid.columns]
+    label = axis.label or axis.key
+    if not all(isinstance(value, int | float) for value in values) or len(set(values)) < len(
+        values
+    ):
+        return [float(i) for i in range(len(values))], label
+    if axis.key == "sparsity" and all(0 <= value < 1 for value in values):
+        return [-math.log10(1 - value) for value in values], f"{label} (spaced by log density)"
+    return [float(value) for value in values], label
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write the figure as PNG and SVG, the same bytes each time."""
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = name
+    options: dict[str, dict[str, Any]] = {
+        "png": {"metadata": {"Software": None}},
+        "svg": {"metadata": {"Date": None}},
+    }
+    paths = []
+    for kind, more in options.items():
+        path = folder / f"{name}.{kind}"
+        write_atomically(path, lambda file, k=kind, m=more: figure.savefig(file, format=k, **m))  # type: ignore[misc]
+        paths.append(path)
+    return paths

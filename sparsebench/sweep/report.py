@@ -1,0 +1,113 @@
+"""The end of a sweep: its table in all formats, where they are, and what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sparsebench.errors import UserError
+from sparsebench.files import write_text
+from sparsebench.sweep.cells import Cells
+from sparsebench.sweep.formats import comma_separated, latex, markdown, terminal
+from sparsebench.sweep.grid import Grid
+from sparsebench.sweep.job import Report
+from sparsebench.sweep.results import Results, collect, folder_of
+from sparsebench.sweep.sheet import Sheet, sheet
+
+#: Columns of a terminal that is none.
+WIDTH = 120
+
+
+def report(
+    grid: Grid, cells: Cells, reports: Mapping[str, Report], runs: Path, *, quiet: bool
+) -> bool:
+    """Write and print the table of a sweep.
+
+    Args:
+        grid: rows, columns and seeds.
+        cells: the runs behind them.
+        reports: how the runs of this call ended.
+        runs: folder of the runs.
+        quiet: print the paths only.
+
+    Returns:
+        Whether all runs have finished.
+    """
+    results = collect(grid, cells, reports)
+    shown = sheet(results, _command(grid))
+    paths = write(results, shown, folder_of(results, runs, _digest(grid, cells)))
+    _print(shown, paths, quiet=quiet)
+    _complain(results)
+    return not results.unfinished
+
+
+def write(results: Results, shown: Sheet, folder: Path) -> list[Path]:
+    """Write ``table.md``, ``.tex``, ``.csv``, ``.png`` and ``.svg``, each whole or not at all."""
+    from sparsebench.sweep.picture import draw, save
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure = draw(results)
+        pictures = save(figure, folder, "table") if figure else []
+        texts = {
+            "md": markdown(shown, "table.png" if figure else None),
+            "tex": latex(shown),
+            "csv": comma_separated(results),
+        }
+        for ending, text in texts.items():
+            write_text(folder / f"table.{ending}", text)
+    except OSError as error:
+        raise UserError(f"{folder}: the table can't be written there ({error.strerror})") from error
+    return [*(folder / f"table.{ending}" for ending in texts), *pictures]
+
+
+def _command(grid: Grid) -> str:
+    if not grid.changed and grid.spec.command:
+        return grid.spec.command
+    return f"sparsebench {shlex.join(sys.argv[1:])}"
+
+
+def _digest(grid: Grid, cells: Cells) -> str:
+    """Names a grid by its cells: the same grid has the same folder."""
+    labels = [[line.label for line in lines] for lines in (grid.rows, grid.columns)]
+    text = json.dumps([labels, sorted((*place, name) for place, name in cells.of.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _print(shown: Sheet, paths: list[Path], *, quiet: bool) -> None:
+    from rich.console import Console
+
+    if not quiet:
+        console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+        console.print(terminal(shown))
+    first, *others = paths
+    print(f"{first.resolve()}  {' '.join(path.suffix for path in others)}", flush=True)
+
+
+def _complain(results: Results) -> None:
+    """A table of the runs without a result, on stderr."""
+    if not results.unfinished:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Without a result", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for head in ("run", "ended", "why", "folder"):
+        table.add_column(head, overflow="fold")
+    for outcome in results.unfinished:
+        table.add_row(outcome.run.label, outcome.status, outcome.error, str(outcome.run.folder))
+    console = Console(
+        stderr=True, width=None if sys.stderr.isatty() else WIDTH, highlight=False, markup=False
+    )
+    console.print(table)
+    count = len(results.unfinished)
+    again = [o for o in results.unfinished if o.status != "diverged"]
+    hint = "; the same command tries them again" if again else "; a diverged run is not tried again"
+    print(
+        f"sparsebench: {count} of {len(results.outcomes)} runs have no result{hint}",
+        file=sys.stderr,
+    )

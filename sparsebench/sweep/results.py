@@ -1,0 +1,164 @@
+"""The one model of a table: for each row and column, the figures of its runs by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsebench.result import NAME, read_result
+from sparsebench.sweep.cells import Cells, Run
+from sparsebench.sweep.grid import Grid
+from sparsebench.sweep.job import Report
+from sparsebench.sweep.spec import Metric
+from sparsebench.sweep.statistics import Estimate, estimate, paired
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        run: the run.
+        status: ``finished``, ``diverged``, ``failed``, ``refused``, ``killed``,
+            ``interrupted`` or ``missing``.
+        error: why it has no figures.
+        metrics: its figures, if it has finished.
+        environment: what it was made with.
+        written: when (seconds since the epoch).
+    """
+
+    run: Run
+    status: str
+    error: str
+    metrics: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    written: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs of one row and column.
+
+    Attributes:
+        by_seed: the outcome of each seed that was asked for.
+    """
+
+    by_seed: Mapping[int, Outcome]
+
+    @property
+    def asked(self) -> int:
+        """How many seeds were asked for."""
+        return len(self.by_seed)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether its method is sparse."""
+        return all(outcome.run.sparse for outcome in self.by_seed.values())
+
+    def values(self, metric: Metric) -> dict[int, float]:
+        """A figure by seed, of the runs that have finished and have it."""
+        found = {s: o.metrics.get(metric.key) for s, o in self.by_seed.items()}
+        return {s: v for s, v in found.items() if isinstance(v, int | float)}
+
+    def estimate(self, metric: Metric) -> Estimate | None:
+        """Mean and interval in the metric's unit."""
+        found = estimate(self.values(metric).values())
+        return found.scaled(metric.factor) if found else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A table with its figures.
+
+    Attributes:
+        grid: rows, columns and seeds.
+        entries: by row number and column number.
+        outcomes: by identity; equal runs are there once.
+        metrics: the figures that are shown.
+    """
+
+    grid: Grid
+    entries: Mapping[tuple[int, int], Entry]
+    outcomes: Mapping[str, Outcome]
+    metrics: tuple[Metric, ...]
+
+    @property
+    def unfinished(self) -> list[Outcome]:
+        """The runs without figures."""
+        return [outcome for outcome in self.outcomes.values() if outcome.status != "finished"]
+
+    def flat(self, row: int) -> bool:
+        """Whether a row is the same runs in all columns, as dense training is."""
+        found = [
+            {o.run.identity for o in self.entries[row, j].by_seed.values()}
+            for j in range(len(self.grid.columns))
+        ]
+        return len(found) > 1 and all(names == found[0] for names in found)
+
+    def leaders(self, column: int, metric: Metric) -> set[int]:
+        """Rows of sparse methods that no other beats beyond chance, pairing by seed.
+
+        A row is out if the 95 % interval of its difference to the best mean excludes zero;
+        where no interval can be had, nothing leads.
+        """
+        sign = {"max": 1.0, "min": -1.0}.get(metric.better or "", 0.0)
+        values = {
+            i: self.entries[i, column].values(metric)
+            for i in range(len(self.grid.rows))
+            if self.entries[i, column].sparse
+        }
+        means = {i: sign * sum(v.values()) / len(v) for i, v in values.items() if v}
+        if not sign or len(means) < 2:
+            return set()
+        best = max(means, key=lambda i: means[i])
+        leading = set()
+        for i in means:
+            gap = paired(values[best], values[i])
+            if gap and gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
+                leading.add(i)
+        return leading
+
+
+def collect(grid: Grid, cells: Cells, reports: Mapping[str, Report]) -> Results:
+    """Read the results of all runs of a grid.
+
+    Args:
+        grid: rows, columns and seeds.
+        cells: the runs behind them.
+        reports: how runs ended that have no result.
+    """
+    outcomes = {name: _outcome(run, reports.get(name)) for name, run in cells.runs.items()}
+    entries = {
+        (i, j): Entry({seed: outcomes[cells.of[i, j, seed]] for seed in grid.seeds})
+        for i in range(len(grid.rows))
+        for j in range(len(grid.columns))
+    }
+    had = [m for m in grid.spec.metric if any(m.key in o.metrics for o in outcomes.values())]
+    return Results(grid, entries, outcomes, tuple(had or grid.spec.metric[:1]))
+
+
+def _outcome(run: Run, report: Report | None) -> Outcome:
+    result = read_result(run.folder)
+    if report and report.status not in ("finished", "diverged"):
+        return Outcome(run, report.status, report.error, {}, {}, 0.0)
+    if result is None:
+        return Outcome(run, "missing", "it was not run", {}, {}, 0.0)
+    finished = result["status"] == "finished"
+    return Outcome(
+        run=run,
+        status=result["status"],
+        error=result.get("error") or "",
+        metrics=result["metrics"] if finished else {},
+        environment=result.get("environment", {}) if finished else {},
+        written=(run.folder / NAME).stat().st_mtime,
+    )
+
+
+def folder_of(results: Results, runs: Path, digest: str) -> Path:
+    """Where the files of a table go; what is not a table of ours lands beside the runs."""
+    spec = results.grid.spec
+    if results.grid.changed:
+        return runs.expanduser() / "tables" / f"{spec.name}-{digest}"
+    return Path("results") / spec.name / spec.scale
