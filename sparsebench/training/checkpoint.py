@@ -107,6 +107,7 @@ class Checkpoint(Callback):
         self.identity = identity
         self.every = every
         self.seconds = 0.0
+        self.notes: list[str] = []  # what keeps the rest of the run from being bitwise
         self._signal: int | None = None
         self._before: dict[int, Any] = {}  # who handled the signals
         self._saved = time.monotonic()
@@ -211,6 +212,7 @@ class Checkpoint(Callback):
             "identity": self.identity,
             "device": device,
             "threads": torch.get_num_threads(),
+            "notes": self.notes,
             "torch": str(torch.__version__),
             "generators": states,
         }

@@ -21,6 +21,7 @@ class Classifier(LightningModule):
 
     Attributes:
         last_validation: loss, accuracy and top-5 accuracy of the last validation.
+        steps_per_epoch: optimizer steps of an epoch; to be set before training.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Classifier(LightningModule):
         }
         self._on_device = nn.ModuleDict(self.evaluation)  # these move with the model
         self.last_validation: dict[str, float] = {}
+        self.steps_per_epoch = 0
         self._loss_sum = torch.zeros(())
         self._loss_count = 0
 
@@ -109,9 +111,10 @@ class Classifier(LightningModule):
         self.evaluation["top5"].update(logits, y)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the figures for the epoch's row, and log them for callbacks that watch one."""
+        """Keep the figures for the epoch's row, and log them if early stopping watches one."""
         self.last_validation = self.take_evaluation()
-        self.log_dict({f"validation/{k}": v for k, v in self.last_validation.items()})
+        if self.cfg.trainer.patience:  # logging takes longer than a small validation itself
+            self.log_dict({f"validation/{k}": v for k, v in self.last_validation.items()})
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the evaluation."""
@@ -126,9 +129,11 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config."""
-        total = int(self.trainer.estimated_stepping_batches)
+        # asking the trainer for the steps here would set its data up before the checkpoint's
+        # place in them is known, and a resumed epoch would begin anew
+        per_epoch = self.steps_per_epoch
         optimizer = build_optimizer(self.model, self.cfg.optimizer, tuple(self.cfg.allow))
-        per_epoch = total // self.cfg.epochs
+        total = per_epoch * self.cfg.epochs
         schedule = build_schedule(optimizer, self.cfg.schedule, total, per_epoch)
         return {
             "optimizer": optimizer,
@@ -149,6 +154,10 @@ class Classifier(LightningModule):
         self._loss_sum = self._loss_sum.to(self.device)
         if self._images:
             self.model.to(memory_format=torch.channels_last)
+
+
+def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:
+    return MulticlassAccuracy(num_classes, average="micro", top_k=top_k, validate_args=False)
 
 
 def _mixer(config: DictConfig, num_classes: int) -> Any:

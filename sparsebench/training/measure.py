@@ -16,6 +16,7 @@ from sparsebench.files import write_text
 from sparsebench.sparsity import topology
 from sparsebench.sparsity.flops import LayerFlops
 from sparsebench.sparsity.masks import unpack
+from sparsebench.sparsity.session import Session
 from sparsebench.sparsity.training_flops import TrainingFlops
 from sparsebench.training.classifier import Classifier
 from sparsebench.training.sparsify import Sparsify
@@ -61,8 +62,10 @@ class Measure(Callback):
         self._gradient_norm = 0.0
         self._rate = 0.0
         self._began = 0.0
+        self._elapsed = 0.0
         self._validated = 0.0
         self._written = 0.0
+        self._topology: tuple[int, dict[str, float | int]] | None = None
 
     # --- each step ---------------------------------------------------------------------------
 
@@ -76,6 +79,7 @@ class Measure(Callback):
             self.initial = self._initial_packed
             self.itop.load_state_dict(self._itop_state or {})
         self._step = trainer.global_step
+        self._began = time.perf_counter() - self._elapsed  # in the middle of an epoch, if resumed
         self._look()
 
     def on_before_optimizer_step(
@@ -156,16 +160,23 @@ class Measure(Callback):
             self.write()
 
     def topology(self) -> dict[str, float | int]:
-        """Counts and measures of the masks as they are."""
+        """Counts and measures of the masks as they are; done anew only after they changed."""
         assert self.sparsify.session is not None
         assert self.itop is not None
         session = self.sparsify.session
+        if self._topology and self._topology[0] == session.masks.version:
+            return self._topology[1]
+        found = self._measure_topology(session, self.itop)
+        self._topology = (session.masks.version, found)
+        return found
+
+    def _measure_topology(self, session: Session, itop: ItopTracker) -> dict[str, float | int]:
         now = dict(session.masks.items())
         initial = {name: unpack(bits, now[name].shape) for name, bits in self.initial.items()}
         return {
             "nonzeros": sum(session.masks.nonzeros.values()),
             "sparsity": session.masks.sparsity,
-            "itop_rate": self.itop.rate,
+            "itop_rate": itop.rate,
             "survived": topology.survived(initial, now),
             "distance": topology.distance(initial, now),
             "dead_units": sum(
@@ -194,6 +205,7 @@ class Measure(Callback):
             "rows": list(self.rows),
             "densities": list(self.densities),
             "seconds": list(self.seconds),
+            "seconds_elapsed": time.perf_counter() - self._began,
             "initial": dict(self.initial),
             "itop": self.itop.state_dict() if self.itop else {},
             "gradient_norm": self._gradient_norm,
@@ -205,6 +217,7 @@ class Measure(Callback):
         self.rows = list(state_dict["rows"])
         self.densities = list(state_dict["densities"])
         self.seconds = list(state_dict["seconds"])
+        self._elapsed = state_dict["seconds_elapsed"]
         self._initial_packed = dict(state_dict["initial"])
         self._itop_state = state_dict["itop"]
         self._gradient_norm = state_dict["gradient_norm"]

@@ -77,11 +77,13 @@ def fit(
         )  # after validation: at the end of the epoch the others must know that it is the last
     callbacks.append(checkpoint)
     trainer = build_trainer(cfg, callbacks)
-    notes = _differences(resume, trainer.strategy.root_device.type)
+    checkpoint.notes = _differences(resume, trainer.strategy.root_device.type)
+    loader = train_loader(cfg, sets, trainer)
+    module.steps_per_epoch = len(loader) // cfg.trainer.accumulate
     begin = time.perf_counter()
     trainer.fit(
         module,
-        train_dataloaders=train_loader(cfg, sets, trainer),
+        train_dataloaders=loader,
         val_dataloaders=eval_loader(cfg, sets.validation, trainer),
         ckpt_path=resume,
         weights_only=True,
@@ -92,7 +94,7 @@ def fit(
         for callback in callbacks[:-1]:
             callback.on_train_end(trainer, module)
     seconds = time.perf_counter() - begin
-    return Fitted(trainer, module, sparsify, measure, checkpoint, seconds, notes)
+    return Fitted(trainer, module, sparsify, measure, checkpoint, seconds, checkpoint.notes)
 
 
 def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
@@ -147,11 +149,12 @@ def _differences(checkpoint: Path | None, device: str) -> list[str]:
         "device": device,
         "threads": torch.get_num_threads(),
     }
-    return [
+    found = [
         f"not bitwise: {what} was {kept[what]}, is {value}, on resuming"
         for what, value in now.items()
         if kept[what] != value
     ]
+    return [*kept["notes"], *found]
 
 
 def _quiet_lightning() -> None:
