@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 from sparsebench.errors import Interrupted, UserError
+from sparsebench.signals import handling, requeue, stop_at_once
 
 USAGE = """sparsebench: experiments in sparse training
 
@@ -15,30 +18,40 @@ USAGE = """sparsebench: experiments in sparse training
   sparsebench task=profile model=resnet50 data=imagenet method=rigl           accounting only
   sparsebench list methods|models|data|tables [PATTERN]                       names
   sparsebench where OVERRIDES                                                 a run's folder
-  sparsebench --cfg job | --info | --hydra-help                               Hydra's own
+  sparsebench --cfg job OVERRIDES                                             the whole config
+  sparsebench --info | --hydra-help                                           Hydra's own
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exit code 0 done, 1 failed, 2 a mistake in what was asked, 128+n signal."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode is no reason to stop
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        sys.exit(_dispatch(argv))
+        with handling(stop_at_once):
+            code = _dispatch(argv)
+        sys.stdout.flush()
+        sys.exit(code)
     except UserError as error:
         _say(str(error))
         sys.exit(2)
     except Interrupted as error:
-        _say(f"{error}; the same command goes on")
+        _say(f"{error}; {requeue(error.signum)}")
         sys.exit(128 + error.signum)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say("interrupted; the same command goes on")
-        sys.exit(130)
+        sys.exit(128 + getattr(error, "signum", signal.SIGINT))
     except BrokenPipeError:  # stdout was a pipe that closed, such as head's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
 def _dispatch(argv: list[str]) -> int:
+    if argv[:1] in (["-h"], ["--help"], ["help"]):
+        print(USAGE, end="")
+        return 0
     if argv[:1] == ["list"]:
         from sparsebench.commands import list_names
 
@@ -57,8 +70,11 @@ def _hydra(argv: list[str]) -> int:
     from sparsebench.config.paths import config_folder
     from sparsebench.config.refusal import refusal
     from sparsebench.config.schema import register
+    from sparsebench.sweep import sweeper
 
+    _check_flags(argv)
     register()
+    sweeper.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting
     codes: list[int] = []
     stopped: list[BaseException] = []
@@ -67,6 +83,9 @@ def _hydra(argv: list[str]) -> int:
     def job(cfg: Any) -> float | None:
         from sparsebench.reporting import run_and_report
 
+        if cfg.table is not None:
+            stopped.append(UserError("table: a table is made of many runs; add -m"))
+            return None
         try:
             code, value = run_and_report(cfg)
         except (UserError, Interrupted, KeyboardInterrupt) as error:
@@ -76,13 +95,15 @@ def _hydra(argv: list[str]) -> int:
         return value
 
     before = sys.argv
-    sys.argv = [before[0], *argv]
+    sys.argv = [before[0], *(f"+{word}" if word.startswith("table=") else word for word in argv)]
     try:
         job()
     except UserError:
         raise
+    except sweeper.CellsFailed:  # it has said which
+        return 1
     except Exception as error:
-        told = refusal(error)
+        told = refusal(error, argv)
         if told is None:
             raise
         raise told from None
@@ -91,6 +112,18 @@ def _hydra(argv: list[str]) -> int:
     if stopped:
         raise stopped[0]
     return max(codes, default=0)
+
+
+def _check_flags(argv: list[str]) -> None:
+    """Have Hydra's own parser find what is wrong with the flags, in one line."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; overrides stand together, before or after the flags (--help)")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]  # else it prints its usage
+    parser.parse_args(argv)
 
 
 def _say(text: str) -> None:
