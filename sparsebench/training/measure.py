@@ -17,6 +17,7 @@ from sparsebench.sparsity import topology
 from sparsebench.sparsity.flops import LayerFlops
 from sparsebench.sparsity.masks import unpack
 from sparsebench.sparsity.session import Session
+from sparsebench.sparsity.topology import ItopTracker
 from sparsebench.sparsity.training_flops import TrainingFlops
 from sparsebench.training.classifier import Classifier
 from sparsebench.training.sparsify import Sparsify
@@ -170,7 +171,7 @@ class Measure(Callback):
         self._topology = (session.masks.version, found)
         return found
 
-    def _measure_topology(self, session: Session, itop: ItopTracker) -> dict[str, float | int]:
+    def _measure_topology(self, session: Session, itop: topology.ItopTracker) -> dict[str, float | int]:
         now = dict(session.masks.items())
         initial = {name: unpack(bits, now[name].shape) for name, bits in self.initial.items()}
         return {
