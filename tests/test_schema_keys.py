@@ -1,0 +1,394 @@
+"""Each key of the schema, flipped once: it changes the run, or is refused, or there is a reason.
+
+A key that changes nothing would make two names for one result; one that changes the result
+without changing the name would give a run the result of another.
+"""
+
+import inspect
+import re
+import sys
+import types
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from sparsebench.config.compose import compose
+from sparsebench.config.identity import identity, run_folder
+from sparsebench.config.schema import IGNORED, Config
+from sparsebench.data import TrainLoader
+from sparsebench.errors import UserError
+from sparsebench.models.tiny import tiny_mlp
+from sparsebench.reporting import run_and_report
+from sparsebench.run import run
+from sparsebench.training.loggers import SINKS, Wandb
+
+BASE = [
+    "data=digits", "model=tiny_mlp", "epochs=2", "data.subset=160", "batch_size=16",
+    "plots=false", "quiet=true", "trainer.accelerator=cpu", "method.every=2it", "sparsity=0.75",
+]  # fmt: skip
+STATIC = ("method=static", "method.every=100it")
+GMP = ("method=gmp",)
+WRN = ("task=profile", "model=wrn_10_1", "data=cifar10", "data.subset=null")
+OWN = ("data._target_=flipdata.grey", "allow=[flipdata]")
+COLOUR = ("data._target_=flipdata.colour", "data.input_shape=[3,8,8]", "allow=[flipdata]")
+FILES = (
+    "data=hf", "data.path={tmp}/pictures", "data.subset=null", "data.image_column=image",
+    "data.label_column=label",
+)  # fmt: skip
+WANDB = ("logger=wandb",)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Another value for a key, what else must be set for it to mean something, what follows.
+
+    Attributes:
+        value: the override's right-hand side, or all of it if it begins with a plus.
+        context: overrides of both runs.
+        expect: ``changes``, ``refused`` or ``same``.
+        look: where a change shows: ``result``, ``files``, ``screen`` or ``wandb``.
+        why: the reason for which the result is the same.
+    """
+
+    value: str
+    context: tuple[str, ...] = ()
+    expect: str = "changes"
+    look: str = "result"
+    why: str = ""
+
+
+def changes(value, *context, look="result"):
+    return Flip(value, context, look=look)
+
+
+def refused(value, *context):
+    return Flip(value, context, "refused")
+
+
+def same(value, *context, why):
+    return Flip(value, context, "same", why=why)
+
+
+LABEL = "a label: part of the run's name, as several configs may share all else"
+FLIPS = {
+    "task.name": changes("profile", "data.subset=null"),
+    "model.name": same("other", why=LABEL + "; timm and torchvision look the model up by it"),
+    "model._target_": changes("sparsebench.models.tiny.tiny_conv"),
+    "model.width": changes("0.5"),
+    "model.num_classes": refused("7"),
+    "model.pretrained": refused("true"),
+    "model.checkpoint": changes("{tmp}/weights.pt"),
+    "model.hidden": changes("[20]", "model=mlp"),
+    "model.depth": changes("16", *WRN),
+    "model.widen": changes("2", *WRN),
+    "model.stem": changes("imagenet", "task=profile", "model=resnet18", "data=cifar10"),
+    "model.dropout": changes("0.3", "model=mlp", "model.hidden=[20]"),
+    "model.args": changes("+model.args.mlp_ratio=1.0", "task=profile", "model=vit", "data=cifar10"),
+    "data.name": same("other", why=LABEL),
+    "data._target_": changes("flipdata.grey", "allow=[flipdata]"),
+    "data.root": same("{tmp}/elsewhere", why="where the data lie"),
+    "data.num_classes": refused("7"),
+    "data.input_shape": refused("[1,9,9]"),
+    "data.train_size": refused("1000"),
+    "data.augment": changes("none", *COLOUR),
+    "data.validation": changes("0.2"),
+    "data.subset": changes("176"),
+    "data.split_seed": changes("1"),
+    "data.workers": same("1", why="processes that decode"),
+    "data.path": changes("{tmp}/others", *FILES),
+    "data.image_column": changes("second", *FILES),
+    "data.label_column": changes("coarse", *FILES),
+    "data.train_split": changes("more", *FILES),
+    "data.test_split": changes("exam", *FILES),
+    "data.cache": same("false", *FILES, why="a copy of the decoded data"),
+    "data.download": same("true", *FILES, why="where the data come from, if they are not here"),
+    "data.args": changes("+data.args.shift=3", *OWN),
+    "method.name": same("other", why=LABEL),
+    "method.sparse": changes("false", *STATIC),
+    "method.shrink": changes("true", *STATIC),
+    "method.initial": changes("magnitude"),
+    "method.sparsity_schedule": changes("linear", *GMP),
+    "method.initial_sparsity": changes("0.5", *GMP),
+    "method.begin": changes("30%"),
+    "method.end": changes("50%"),
+    "method.every": changes("3it"),
+    "method.prune": changes("random", *GMP),
+    "method.scope": changes("global", *GMP),
+    "method.drop": changes("random"),
+    "method.grow": changes("random"),
+    "method.drop_fraction": changes("0.5"),
+    "method.drop_schedule": changes("constant"),
+    "method.drop_floor": changes("0.2"),
+    "method.drop_rounding": changes("ceil"),
+    "method.drop_scope": changes("global"),
+    "method.grow_scope": changes("global"),
+    "method.redistribute": changes("survivors", "method.drop_scope=global"),
+    "method.regrow": changes("never", "method=set"),
+    "method.momentum": changes("0.5", "method=snfs"),
+    "method.when": changes("replace"),
+    "method.storage": changes("shadow"),
+    "distribution.name": changes("balanced"),
+    "distribution.power": changes("0.5"),
+    "distribution.first_dense": changes("true"),
+    "distribution.last_dense": changes("true"),
+    "distribution.fc_density": changes("0.5", "distribution=erk_plus"),
+    "distribution.compat": changes("turboprune", "distribution=balanced"),
+    "distribution.fixed": changes("++distribution.fixed={{fc2.weight: 0.5}}"),
+    "structure.name": refused("blocks"),
+    "structure.n": refused("2"),
+    "structure.m": refused("4"),
+    "selector.name": same("other", why=LABEL),
+    "selector.kinds": changes("[linear]", "model=tiny_conv"),
+    "selector.include": changes("[fc1*]"),
+    "selector.exclude": changes("[fc1*]"),
+    "selector.first": changes("false"),
+    "selector.last": changes("false"),
+    "optimizer.name": changes("adam"),
+    "optimizer.lr": changes("0.01"),
+    "optimizer.weight_decay": changes("0.01"),
+    "optimizer.momentum": changes("0.5"),
+    "optimizer.nesterov": changes("false"),
+    "optimizer.beta1": changes("0.5", "optimizer=adam"),
+    "optimizer.beta2": changes("0.5", "optimizer=adam"),
+    "optimizer.eps": changes("0.01", "optimizer=adam"),
+    "optimizer.decay_norms": changes("false"),
+    "schedule.name": changes("linear"),
+    "schedule.warmup": changes("3it"),
+    "schedule.milestones": changes("[1ep]", "schedule=step"),
+    "schedule.gamma": changes("0.5", "schedule=step"),
+    "schedule.final": changes("0.5"),
+    "trainer.accelerator": same("auto", why="where it is computed"),
+    "trainer.devices": refused("1000"),  # two are tried by trainer=ddp_cpu
+    "trainer.precision": changes("64"),
+    "trainer.accumulate": changes("2"),
+    "trainer.clip": changes("0.1"),
+    "trainer.ema": changes("0.9"),
+    "trainer.compile": same("true", why="speed; but the compiler may order sums in another way"),
+    "trainer.channels_last": changes("false", "model=tiny_conv"),  # in the last bits only
+    "trainer.patience": changes("1", "optimizer.lr=1e-9", "epochs=4", "method.end=1ep"),
+    "trainer.label_smoothing": changes("0.1"),
+    "trainer.mixup": changes("0.5"),
+    "trainer.cutmix": changes("0.5"),
+    "trainer.checkpoint_every": same("0", why="what an interruption costs"),
+    "trainer.threads": same("2", why="speed"),
+    "logger.name": changes("tensorboard", look="files"),
+    "logger.project": changes("other", *WANDB, look="wandb"),
+    "logger.entity": changes("us", *WANDB, look="wandb"),
+    "logger.mode": changes("disabled", *WANDB, look="wandb"),
+    "logger.group": changes("other", *WANDB, look="wandb"),
+    "logger.tags": changes("[other]", *WANDB, look="wandb"),
+    "table": same("+table=quick", why="read by the sweep that starts the run"),
+    "sparsity": changes("0.5"),
+    "seed": changes("1"),
+    "epochs": changes("3"),
+    "batch_size": changes("32"),
+    "runs": same("{tmp}/other", why="where results are kept"),
+    "force": same("true", why="does it again"),
+    "quiet": changes("false", look="screen"),
+    "plots": changes("true", look="files"),
+    "allow": same("[flipdata]", why="allows, and asks for nothing"),
+}
+
+#: Dials without a meaning where they are set, each refused by its own name.
+IDLE = [
+    ("optimizer.momentum=0.5", "optimizer=adam"),
+    ("optimizer.nesterov=false", "optimizer=adamw"),
+    ("optimizer.beta1=0.5", "optimizer=sgd"),
+    ("optimizer.eps=0.1", "optimizer.name=torch.optim.RMSprop"),
+    ("model.hidden=[20]", "model=resnet20"),
+    ("model.depth=4", "model=tiny_mlp"),
+    ("model.dropout=0.5", "model=tiny_conv"),
+    ("+model.args.x=1", "model=tiny_mlp"),
+    ("schedule.gamma=0.5", "schedule=cosine"),
+    ("schedule.milestones=[1ep]", "schedule=linear"),
+    ("schedule.final=0.5", "schedule=step"),
+    ("schedule.final=0.5", "schedule=one_cycle"),
+    ("distribution.power=2", "distribution=uniform"),
+    ("distribution.fc_density=0.5", "distribution=erk"),
+    ("distribution.compat=liu", "distribution=erk"),
+    ("structure.n=2", "structure=unstructured"),
+    ("trainer.patience=1", "data.validation=0"),
+    ("data.path=x", "data=digits"),
+    ("data.label_column=x", "data=mnist1d"),
+    ("+data.args.x=1", "data=digits"),
+    ("method.initial_sparsity=0.5", "method=set"),
+    ("method.scope=global", "method=rigl"),
+    ("method.prune=random", "method=static"),
+    ("method.initial=magnitude", "method=gmp"),
+    ("method.momentum=0.5", "method=rigl"),
+    ("method.drop_fraction=0.5", "method=gmp"),
+    ("method.drop_rounding=ceil", "method=static"),
+    ("method.regrow=never", "method=one_shot"),
+    ("method.storage=frozen", "method=static"),
+    ("method.grow=random", "method=static"),
+    ("method.drop=random", "method=small_dense"),
+    ("method.grow_scope=global", "method=snfs"),
+]
+
+
+BEFORE = {}  # what was seen of a context, which many flips share
+
+
+def leaves(kind=Config, prefix=""):
+    for field in fields(kind):
+        default = field.default_factory() if callable(field.default_factory) else None
+        if is_dataclass(default):
+            yield from leaves(type(default), f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Data, a builder and weights that overrides may name."""
+    tmp = tmp_path_factory.mktemp("flips")
+    (tmp / "flipdata.py").write_text(
+        "import torch\n\n"
+        "def _set(channels, shift):\n"
+        "    g = torch.Generator().manual_seed(shift)\n"
+        "    y = torch.arange(1797) % 10\n"
+        "    x = torch.randint(0, 99, (1797, channels, 8, 8), generator=g)\n"
+        "    x = (x + 15 * y.view(-1, 1, 1, 1)).to(torch.uint8)\n"
+        "    return (x[:1437], y[:1437]), (x[1437:], y[1437:])\n\n"
+        "def grey(config):\n    return _set(1, config['args'].get('shift', 0))\n\n"
+        "def colour(config):\n    return _set(3, 0)\n"
+    )
+    for number, folder in enumerate(("pictures", "others")):
+        pictures(tmp / folder, number)
+    torch.manual_seed(5)
+    torch.save(tiny_mlp((1, 8, 8), 10).state_dict(), tmp / "weights.pt")
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(tmp))
+    patch.setenv("SPARSEBENCH_CACHE", str(tmp / "cache"))
+    yield tmp
+    patch.undo()
+    sys.modules.pop("flipdata", None)
+
+
+def pictures(folder, seed):
+    """Parquet files of two training and two test splits, with two columns of each kind."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    features = Features(
+        {"image": Image(), "second": Image(), "label": ClassLabel(10), "coarse": ClassLabel(10)}
+    )
+    folder.mkdir()
+    for number, split in enumerate(("train", "more", "test", "exam")):
+        generator = torch.Generator().manual_seed(100 * seed + number)
+        pixels = torch.randint(0, 256, (2, 40, 8, 8), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(40) % 10
+        Dataset.from_dict(
+            {
+                "image": list(pixels[0].numpy()),
+                "second": list(pixels[1].numpy()),
+                "label": labels.tolist(),
+                "coarse": (9 - labels).tolist(),
+            },
+            features=features,
+        ).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for W&B that keeps what it was opened with."""
+    asked = {}
+
+    class Run(types.SimpleNamespace):
+        dir, summary = "nowhere/files", {}
+
+        def __getattr__(self, name):
+            return lambda *a, **k: None
+
+    module = types.ModuleType("wandb")
+    module.init = lambda **given: asked.update(given) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    assert SINKS["wandb"] == (Wandb,)
+    return asked
+
+
+@pytest.fixture
+def observe(world, tmp_path, wandb, capsys, monkeypatch):
+    """Run overrides in a folder of their own: what can be seen of it."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compiled(m, backend="eager"))
+    threads = torch.get_num_threads()
+
+    def observed(name, overrides):
+        given = [text.format(tmp=world) for text in overrides]
+        cfg = compose([*BASE, f"runs={tmp_path / name}", *given])
+        capsys.readouterr()
+        code, _ = run_and_report(cfg)
+        assert code == 0
+        result = run(cfg)
+        return cfg, {
+            "result": {
+                "layers": result["layers"],
+                **{k: v for k, v in result["metrics"].items()
+                   if not k.startswith(("seconds/", "memory/"))},
+            },
+            "files": sorted({p.name.split(".")[0] for p in run_folder(cfg).iterdir()}),
+            "screen": re.sub(r"/\S+", "", capsys.readouterr().out),
+            "wandb": {k: str(v) for k, v in wandb.items() if k not in ("config", "dir")},
+        }  # fmt: skip
+
+    yield observed
+    torch.set_num_threads(threads)
+
+
+def test_every_key_has_its_flip():
+    assert sorted(FLIPS) == sorted(leaves())
+    for ignored in IGNORED:
+        assert any(key == ignored or key.startswith(f"{ignored}.") for key in FLIPS)
+
+
+@pytest.mark.parametrize("key", FLIPS)
+def test_a_flip_shows_in_name_and_result(key, world, observe):
+    flip = FLIPS[key]
+    assert flip.expect != "same" or flip.why
+    if key == "trainer.accelerator" and torch.cuda.is_available():
+        pytest.skip("another place to compute gives other last bits")
+    if key == "trainer.accumulate" and "multiple" not in inspect.signature(TrainLoader).parameters:
+        pytest.skip("the loader does not give whole numbers of optimizer steps yet")
+    override = flip.value if flip.value.startswith("+") else f"{key}={flip.value}"
+    if flip.expect == "refused":
+        with pytest.raises(UserError, match=re.escape(key.partition(".name")[0])):
+            observe("flipped", [*flip.context, override])
+        return
+    if flip.context not in BEFORE:
+        BEFORE[flip.context] = observe("base", flip.context)
+    before, first = BEFORE[flip.context]
+    after, second = observe("flipped", [*flip.context, override])
+    assert OmegaConf.select(before, key) != OmegaConf.select(after, key)
+    ignored = any(key == name or key.startswith(f"{name}.") for name in IGNORED)
+    assert (identity(before) == identity(after)) == ignored
+    if flip.look == "result":
+        assert (first["result"] != second["result"]) == (flip.expect == "changes")
+    else:
+        assert first["result"] == second["result"]
+        assert first[flip.look] != second[flip.look]
+
+
+@pytest.mark.parametrize(("override", "context"), IDLE)
+def test_a_dial_without_meaning_is_refused_before_anything_is_written(
+    world, tmp_path, override, context
+):
+    base = [text for text in BASE if not text.startswith("method.every")]
+    every = [] if "dense" in context or "static" in context else ["method.every=2it"]
+    cfg = compose([*base, *every, "data.subset=null", f"runs={tmp_path}", context, override])
+    key = re.match(r"\+?(\w+\.\w+)", override)[1]
+    with pytest.raises(UserError, match=re.escape(key)):
+        run(cfg)
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_the_weights_of_a_checkpoint_are_those_trained_on(world, observe):
+    """With a rate too small to move a weight, the file's are the last ones, bit for bit."""
+    still = ["optimizer.lr=1e-30", "method=dense"]
+    _, ours = observe("ours", [*still, "model.checkpoint={tmp}/weights.pt"])
+    _, first = observe("base", still)
+    _, fifth = observe("seed", [*still, "seed=5"])  # the seed that the file was made with
+    digests = [found["result"]["weights_sha256"] for found in (first, fifth, ours)]
+    assert digests[0] != digests[1] == digests[2]
