@@ -53,7 +53,7 @@ class Measure(Callback):
         self.rows: list[dict[str, Any]] = []
         self.densities: list[dict[str, Any]] = []
         self.seconds: list[dict[str, Any]] = []
-        self.itop: topology.ItopTracker | None = None
+        self.itop: ItopTracker | None = None
         self.initial: dict[str, Tensor] = {}
         self._initial_packed: dict[str, Tensor] | None = None
         self._itop_state: dict[str, Any] | None = None
@@ -171,7 +171,7 @@ class Measure(Callback):
         self._topology = (session.masks.version, found)
         return found
 
-    def _measure_topology(self, session: Session, itop: topology.ItopTracker) -> dict[str, float | int]:
+    def _measure_topology(self, session: Session, itop: ItopTracker) -> dict[str, float | int]:
         now = dict(session.masks.items())
         initial = {name: unpack(bits, now[name].shape) for name, bits in self.initial.items()}
         return {
