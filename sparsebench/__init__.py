@@ -7,7 +7,6 @@ As a library: ``from sparsebench import Sparsify, Session, rigl`` (any method of
 from __future__ import annotations
 
 from importlib import import_module
-import importlib
 from typing import Any
 
 __version__ = "0.1.0"

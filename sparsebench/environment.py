@@ -39,6 +39,7 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.config.check import check
-from sparsebench.config.identity import identity, run_folder
+from sparsebench.config.identity import run_folder
 from sparsebench.errors import Diverged, Interrupted, UserError, bad_value
 from sparsebench.files import check_room, read_json, sweep_leftovers, write_json, write_text
 from sparsebench.result import NAME, read_result, write_result
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.task.name not in TASKS:
         raise bad_value("task", cfg.task.name, f"one of {', '.join(TASKS)}", TASKS)
     folder = run_folder(cfg)
-    if done := finished(cfg):
+    if done := finished(cfg, folder):
         return done
     check_room(folder)
     with handling(stop_at_once), _threads(cfg.trainer.threads):
@@ -51,14 +51,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
         check_room(folder, _bytes(getattr(prepared, "model", None)))
         with _claim(folder):
-            if done := finished(cfg):  # another process may have finished it while we waited
+            if done := finished(cfg, folder):  # by another process, while we waited
                 return done
             return _train(cfg, folder, task, prepared)
 
 
-def finished(cfg: DictConfig) -> dict[str, Any] | None:
+def finished(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The result of a run that needs no more work: finished or diverged, and not forced."""
-    result = read_result(run_folder(cfg))
+    result = read_result(folder)
     if result is None or cfg.force or result["status"] == "failed":
         return None
     return result
@@ -100,7 +100,7 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
     _remove(folder, NAME, "error.txt")
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     record: dict[str, Any] = {
-        "identity": identity(cfg),
+        "identity": folder.name,
         "config": OmegaConf.to_container(cfg, resolve=True),
         "environment": describe(folder),
     }

@@ -107,7 +107,7 @@ def _add(
         epochs=int(cfg.epochs),
         sparse=bool(cfg.method.get("sparse", True)),
     )
-    if finished(cfg) is not None:
+    if finished(cfg, cells.runs[name].folder) is not None:
         cells.done.add(name)
 
 

@@ -85,8 +85,9 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     sparsify = Sparsify(prepared.method, selector=prepared.selector, seed=cfg.seed, module="model")
     measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
     mirror = Mirror(cfg, folder, measure)
+    loggers = [mirror] if mirror.wanted else []
     with ranks(cfg, folder):
-        fitted = fit(cfg, folder, sets, module, sparsify, measure, [mirror])
+        fitted = fit(cfg, folder, sets, module, sparsify, measure, loggers)
         found = _test(cfg, prepared, fitted)
     found["notes"] += [*sets.notes, *mirror.notes]
     if cfg.plots and fitted.trainer.is_global_zero:

@@ -159,7 +159,7 @@ class Checkpoint(Callback):
             assert isinstance(pl_module, Classifier)
             pl_module.check_divergence()  # what can't get well again is not worth keeping
             self._save(trainer)
-        if stop and not last:
+        if stop:
             raise Interrupted(self._signal or signal.SIGTERM, trainer.global_step)
 
     def on_validation_batch_end(

@@ -15,6 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from sparsebench.errors import Diverged
 from sparsebench.training.optimizers import build_optimizer, build_schedule
 
+_PLAIN = frozenset({"_current_fx_name", "_loss_sum", "_loss_count"})
+
 
 class Classifier(LightningModule):
     """Cross-entropy training of a classifier; what it measures is read by callbacks.
@@ -56,6 +58,16 @@ class Classifier(LightningModule):
         self._loss_sum = torch.zeros(())
         self._loss_count = 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; names that change at each step go round ``nn.Module``'s slow way.
+
+        Lightning writes the name of each hook it calls into the module, some sixty times a step.
+        """
+        if name in _PLAIN:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, num_classes) of inputs (batch, *input_shape)."""
         if self._images:
@@ -72,6 +84,14 @@ class Classifier(LightningModule):
         self._loss_sum += loss.detach()
         self._loss_count += 1
         return loss
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Batches are two tensors, on the CPU already where that is the device."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_validation_start(self) -> None:
         """A loss that is NaN or infinite anywhere in the epoch ends the run."""

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from sparsebench.config.identity import identity
 from sparsebench.training.measure import Measure
 
 
@@ -80,7 +79,7 @@ def _open(cfg: DictConfig, folder: Path, mode: Any) -> Any:
 
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
-    name = identity(cfg)
+    name = folder.name
     return wandb.init(
         project=cfg.logger.project,
         entity=cfg.logger.entity,
@@ -148,6 +147,7 @@ class Mirror(Callback):
         self.folder = folder
         self.measure = measure
         self.notes: list[str] = []
+        self.wanted = bool(SINKS[cfg.logger.name])
         self._sinks: list[Sink] = []
         self._sent = 0
 

@@ -75,14 +75,17 @@ def build_schedule(
         for m in config.milestones
     ]
 
+    # plain values: looking a key up in the config takes longer than the arithmetic
+    name, gamma, final = str(config.name), float(config.gamma), float(config.final)
+
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if config.name == "step":
-            return float(config.gamma ** sum(step >= m for m in milestones))
-        if config.name == "one_cycle":
+        if name == "step":
+            return float(gamma ** sum(step >= m for m in milestones))
+        if name == "one_cycle":
             return _one_cycle(step - warmup, total_steps - warmup)
-        return _curve(config.name, (step - warmup) / (total_steps - warmup), config.final)
+        return _curve(name, (step - warmup) / (total_steps - warmup), final)
 
     return LambdaLR(optimizer, factor)
 

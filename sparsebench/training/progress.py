@@ -13,15 +13,19 @@ class Progress(Callback):
     """A bar over all optimizer steps, on stderr, refreshed a few times a second."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        """Show nothing if the config is quiet or stderr is not a terminal."""
-        self._shown = not cfg.quiet and sys.stderr.isatty()
+        """Name the run."""
         self._name = f"{cfg.method.name} {cfg.model.name} {cfg.data.name}"
         self._bar: Any = None
         self._task: Any = None
 
+    @staticmethod
+    def wanted(cfg: DictConfig) -> bool:
+        """Whether there is anybody to see it: not if quiet, not if stderr is no terminal."""
+        return not cfg.quiet and sys.stderr.isatty()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        if not self._shown or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from sparsebench.errors import UserError
 from sparsebench.library import as_method
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.session import Session
@@ -54,13 +56,16 @@ class Sparsify(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the masks, or take those of the checkpoint the trainer has restored."""
         seed = torch.initial_seed() if self.seed is None else self.seed
-        steps_per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if math.isinf(total):
+            raise UserError("trainer.max_steps: must be set where the data have no length")
+        per_epoch = None if math.isinf(batches) else -(-batches // trainer.accumulate_grad_batches)
         self.session = Session(
             self.method,
             getattr(pl_module, self.module) if self.module else pl_module,
             trainer.optimizers,
-            total_steps=int(trainer.estimated_stepping_batches),
-            steps_per_epoch=steps_per_epoch,
+            total_steps=int(total),
+            steps_per_epoch=None if per_epoch is None else int(per_epoch),
             seed=trainer.strategy.broadcast(seed),  # all ranks draw the same
             selector=self.selector,
             resume=self._loaded,
@@ -96,9 +101,11 @@ class Sparsify(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Gradients are accumulated, unscaled, all-reduced and not yet clipped."""
+        assert self.session is not None
         if optimizer is trainer.optimizers[0]:
-            assert self.session is not None
             self.session.after_backward()
+        else:  # of a module that trains several networks in turn
+            self.session.masks.mask_gradients()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self.session is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
 
-from sparsebench.config.identity import identity
 from sparsebench.data import DataSets, EvalLoader, TrainLoader
 from sparsebench.training.checkpoint import Checkpoint, WholeFiles, find_checkpoint
 from sparsebench.training.classifier import Classifier
@@ -64,12 +65,14 @@ def fit(
         Interrupted: a signal came; the checkpoint is written.
     """
     _quiet_lightning()
-    resume = find_checkpoint(folder, identity(cfg))
-    checkpoint = Checkpoint(folder, identity(cfg), cfg.trainer.checkpoint_every)
+    resume = find_checkpoint(folder, folder.name)
+    checkpoint = Checkpoint(folder, folder.name, cfg.trainer.checkpoint_every)
     callbacks: list[Callback] = [sparsify]
     if cfg.trainer.ema:
         callbacks.append(Ema(cfg.trainer.ema, sparsify))
-    callbacks += [measure, *loggers, Progress(cfg)]
+    callbacks += [measure, *loggers]
+    if Progress.wanted(cfg):  # Lightning asks each callback at some dozen points of a step
+        callbacks.append(Progress(cfg))
     if cfg.trainer.patience and sets.validation is not None:
         monitor, patience = "validation/accuracy", cfg.trainer.patience
         callbacks.append(
@@ -97,6 +100,16 @@ def fit(
     return Fitted(trainer, module, sparsify, measure, checkpoint, seconds, checkpoint.notes)
 
 
+class Unprofiled(PassThroughProfiler):
+    """No profiling, and no new context for each of the fifty places that ask in a step."""
+
+    _NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """Nothing to enter."""
+        return self._NOTHING
+
+
 def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
     """The trainer of a config: nothing of Lightning's own logging, bars or checkpoints."""
     config = cfg.trainer
@@ -110,6 +123,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         gradient_clip_val=config.clip,
         callbacks=callbacks,
         plugins=[WholeFiles()],
+        profiler=Unprofiled(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
