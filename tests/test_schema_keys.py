@@ -4,7 +4,6 @@ A key that changes nothing would make two names for one result; one that changes
 without changing the name would give a run the result of another.
 """
 
-import inspect
 import re
 import sys
 import types
@@ -18,7 +17,6 @@ from omegaconf import OmegaConf
 from sparsebench.config.compose import compose
 from sparsebench.config.identity import identity, run_folder
 from sparsebench.config.schema import IGNORED, Config
-from sparsebench.data import TrainLoader
 from sparsebench.errors import UserError
 from sparsebench.models.tiny import tiny_mlp
 from sparsebench.reporting import run_and_report
@@ -353,8 +351,6 @@ def test_a_flip_shows_in_name_and_result(key, world, observe):
     assert flip.expect != "same" or flip.why
     if key == "trainer.accelerator" and torch.cuda.is_available():
         pytest.skip("another place to compute gives other last bits")
-    if key == "trainer.accumulate" and "multiple" not in inspect.signature(TrainLoader).parameters:
-        pytest.skip("the loader does not give whole numbers of optimizer steps yet")
     override = flip.value if flip.value.startswith("+") else f"{key}={flip.value}"
     if flip.expect == "refused":
         with pytest.raises(UserError, match=re.escape(key.partition(".name")[0])):

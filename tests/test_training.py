@@ -2,27 +2,23 @@
 
 import csv
 import hashlib
-import inspect
 import math
 import shutil
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
 
 from sparsebench import data
 from sparsebench.config.compose import compose
 from sparsebench.config.identity import run_folder
 from sparsebench.errors import UserError
-from sparsebench.models.tiny import tiny_conv, tiny_mlp
+from sparsebench.models.tiny import tiny_mlp
 from sparsebench.run import run
-from sparsebench.sparsity.distributions import allocate
 from sparsebench.sparsity.masks import unpack
 from sparsebench.sparsity.session import Session
 from sparsebench.tasks.build import build_method, container
 from sparsebench.training.classifier import Classifier
-from sparsebench.training.optimizers import build_optimizer, build_schedule
 
 QUICK = [
     "data=digits", "model=tiny_mlp", "epochs=3", "data.subset=160", "batch_size=16",
@@ -30,8 +26,6 @@ QUICK = [
 ]  # fmt: skip
 PER_EPOCH = 9  # 160 images, 16 of them held out, in batches of 16
 TOTAL = 3 * PER_EPOCH
-SHAPES = {"fc1.weight": (32, 64), "fc2.weight": (16, 32), "fc3.weight": (10, 16)}
-DENSE = {name: 2 * math.prod(shape) for name, shape in SHAPES.items()}  # FLOPs of a sample
 
 
 @pytest.fixture
@@ -178,13 +172,6 @@ def test_the_average_is_the_masked_one_and_is_what_is_tested(train):
     assert metrics["weights_sha256"] != train()[0]["weights_sha256"]
 
 
-multiple = pytest.mark.skipif(
-    "multiple" not in inspect.signature(data.TrainLoader).parameters,
-    reason="the loader does not give whole numbers of optimizer steps yet",
-)
-
-
-@multiple
 @pytest.mark.parametrize("method", ["rigl", "snfs", "gmp"])
 def test_two_halves_of_a_batch_give_the_masks_of_the_whole(train, method):
     whole, _, first = train(f"method={method}")
@@ -197,7 +184,6 @@ def test_two_halves_of_a_batch_give_the_masks_of_the_whole(train, method):
         assert whole[key] == halves[key]
 
 
-@multiple
 def test_accumulation_ends_an_epoch_with_a_whole_step(train):
     metrics, _, _ = train("trainer.accumulate=16")  # 144 images one by one, 16 to a step
     assert metrics["steps"] == TOTAL
@@ -365,174 +351,6 @@ def test_the_last_row_is_what_the_masks_say(train):
 def test_without_validation_there_are_no_columns_of_it(train):
     _, folder, _ = train("data.validation=0")
     assert list(rows(folder)[0]) == [c for c in COLUMNS if not c.startswith("validation")]
-
-
-def flops(counts):
-    return sum(2 * count for count in counts.values())
-
-
-def spent(forward, dense_gradient):
-    """FLOPs of one optimizer step on 16 samples."""
-    weights = sum(DENSE.values()) if dense_gradient else forward
-    return 16 * (2 * forward + weights)
-
-
-def by_hand(method, folder, kept):
-    """FLOPs of the training, and its steps with a dense gradient."""
-    counts = {name: int(mask.sum()) for name, mask in masks_of(kept).items()}
-    f = flops(counts)
-    due = [s % 2 == 0 and s <= round(0.75 * TOTAL) for s in range(1, TOTAL + 1)]
-    if method in ("static", "set"):
-        return TOTAL * spent(f, False), 0
-    if method == "dense":
-        return TOTAL * spent(sum(DENSE.values()), False), 0
-    if method == "rigl":
-        return sum(spent(f, dense) for dense in due), sum(due)
-    if method == "snfs":  # its layers trade weights at the end of each epoch
-        each = [allocate(SHAPES, 0.25, name="strict_uniform")]
-        each += [
-            {name: round(row[name] * math.prod(shape)) for name, shape in SHAPES.items()}
-            for row in rows(folder, "density.csv")[:-1]
-        ]
-        return sum(PER_EPOCH * spent(flops(c), True) for c in each), TOTAL
-    begin, end = round(0.1 * TOTAL), round(0.75 * TOTAL)
-    end -= (end - begin) % 2
-    total, now = 0.0, {name: math.prod(shape) for name, shape in SHAPES.items()}
-    for step in range(1, TOTAL + 1):
-        total += spent(flops(now), False)
-        if begin < step <= end and (step - begin) % 2 == 0:
-            sparsity = 0.75 * (1 - (1 - (step - begin) / (end - begin)) ** 3)
-            now = allocate(SHAPES, 1 - sparsity, name="strict_uniform")
-    return total, 0
-
-
-@pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "snfs", "gmp"])
-def test_flops_are_those_of_each_step(train, method):
-    every = ["method.every=1ep"] if method == "snfs" else []
-    metrics, folder, kept = train(f"method={method}", *every)
-    total, dense_steps = by_hand(method, folder, kept)
-    assert metrics["flops/training"] == pytest.approx(total, rel=1e-12)
-    assert metrics["flops/dense_gradient_steps"] == dense_steps
-    everything = TOTAL * 16 * 3 * sum(DENSE.values())
-    assert metrics["flops/training_relative"] == pytest.approx(total / everything, rel=1e-12)
-
-
-def mlp_weights(width):
-    first, second = (max(1, int(units * width + 0.5)) for units in (32, 16))
-    return 64 * first + first * second + 10 * second
-
-
-def conv_weights(width):
-    first, second = (max(1, int(units * width + 0.5)) for units in (8, 16))
-    return 9 * first + 9 * first * second + 10 * second
-
-
-@pytest.mark.parametrize("name", ["tiny_mlp", "tiny_conv"])
-@pytest.mark.parametrize("sparsity", [0.5, 0.9])
-def test_a_small_dense_network_is_the_largest_within_the_budget(train, name, sparsity):
-    metrics, _, _ = train("method=small_dense", f"model={name}", f"sparsity={sparsity}")
-    weights = {"tiny_mlp": mlp_weights, "tiny_conv": conv_weights}[name]
-    budget = round((1 - sparsity) * weights(1.0))
-    fitting = [count for k in range(1, 1001) if (count := weights(k / 1000)) <= budget]
-    assert metrics["weights"] == metrics["nonzeros"] == max(fitting)
-    assert metrics["flops/inference_relative"] < 1
-
-
-# --- schedules and optimizers -------------------------------------------------------------------
-
-
-def rates(name, total=100, **dials):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
-    config = compose([f"schedule={name}", *(f"schedule.{k}={v}" for k, v in dials.items())])
-    schedule = build_schedule(optimizer, config.schedule, total, 10)
-    return walk(optimizer, schedule, total)
-
-
-def walk(optimizer, schedule, total):
-    found = []
-    for _ in range(total):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return found
-
-
-TORCHS = {
-    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 100, eta_min=0.004),
-    "linear": lambda o: lr_scheduler.LinearLR(o, 1.0, 0.01, total_iters=100),
-    "step": lambda o: lr_scheduler.MultiStepLR(o, [30, 75], gamma=0.2),
-    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.4, total_steps=101, cycle_momentum=False),
-    "constant": lambda o: lr_scheduler.ConstantLR(o, factor=1.0),
-}
-DIALS = {
-    "cosine": {"final": 0.01},
-    "linear": {"final": 0.01},
-    "step": {"gamma": 0.2, "milestones": "[3ep,75%]"},
-}
-
-
-@pytest.mark.parametrize("name", TORCHS)
-def test_a_schedule_is_torchs(name):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
-    theirs = walk(optimizer, TORCHS[name](optimizer), 100)
-    total = 101 if name == "one_cycle" else 100  # torch's counts the step that is never taken
-    assert rates(name, total, **DIALS.get(name, {}))[:100] == pytest.approx(theirs, rel=1e-9)
-
-
-@pytest.mark.parametrize("name", TORCHS)
-def test_warmup_rises_in_equal_steps_and_shifts_the_rest(name):
-    warm = rates(name, 110, warmup="10it", **({} if name == "step" else DIALS.get(name, {})))
-    assert warm[:10] == pytest.approx([0.4 * k / 11 for k in range(1, 11)])
-    if name != "step":  # whose milestones are times of the whole training
-        assert warm[10:] == pytest.approx(rates(name, 100, **DIALS.get(name, {})))
-
-
-def test_a_warmup_longer_than_training_is_refused(train, tmp_path):
-    with pytest.raises(UserError, match=r"schedule\.warmup=3ep"):
-        train("schedule.warmup=3ep")
-    assert not list(tmp_path.iterdir())
-
-
-def test_norms_and_biases_are_spared_the_decay():
-    model = tiny_conv((1, 8, 8), 10)
-    cfg = compose(["optimizer.decay_norms=false", "optimizer.weight_decay=0.01"])
-    decayed, spared = build_optimizer(model, cfg.optimizer).param_groups
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
-    assert [tuple(p.shape) for p in decayed["params"]] == [(8, 1, 3, 3), (16, 8, 3, 3), (10, 16)]
-    assert [tuple(p.shape) for p in spared["params"]] == [(8,), (8,), (16,), (16,), (10,)]
-    (group,) = build_optimizer(model, compose([]).optimizer).param_groups
-    assert len(group["params"]) == 8
-
-
-@pytest.mark.parametrize(
-    ("overrides", "kind", "dials"),
-    [
-        (["optimizer=sgd"], "SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-        (["optimizer.momentum=0"], "SGD", {"momentum": 0, "nesterov": False}),
-        (["optimizer=adam", "optimizer.beta1=0.8"], "Adam", {"betas": (0.8, 0.999), "lr": 1e-3}),
-        (["optimizer=adamw"], "AdamW", {"weight_decay": 0.05, "eps": 1e-8}),
-        (["optimizer.name=torch.optim.RMSprop"], "RMSprop", {"lr": 0.1, "weight_decay": 5e-4}),
-    ],
-)
-def test_an_optimizer_has_the_dials_of_its_config(overrides, kind, dials):
-    optimizer = build_optimizer(nn.Linear(2, 2), compose(overrides).optimizer)
-    assert type(optimizer).__name__ == kind
-    assert {dial: optimizer.param_groups[0][dial] for dial in dials} == dials
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("sgdd", "did you mean 'sgd'"),
-        ("torch.optim.LBFGS", "LBFGS"),
-        ("torch.optim.Rprop", "register_optimizer|weight_decay"),
-        ("torch.nn.Linear", "Linear"),
-    ],
-)
-def test_an_optimizer_that_cannot_work_is_refused(train, tmp_path, name, said):
-    with pytest.raises(UserError, match=said):
-        train(f"optimizer.name={name}")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_is_done_is_not_done_again(train):
