@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def fit(
     module: Classifier,
     sparsify: Sparsify,
     measure: Measure,
-    loggers: list[Callback],
+    loggers: Sequence[Callback],
 ) -> Fitted:
     """Train to the end, from the newest checkpoint if there is one.
 
