@@ -89,13 +89,14 @@ def test_it_lists_the_methods(installed):
 
 
 def test_a_wrong_override_is_one_line_and_leaves_nothing(installed):
+    before = sorted(installed[1].iterdir())
     done = cli(installed, "method=rigll")
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("sparsebench: method=rigll: no such option")
     assert "did you mean 'rigl'" in line
-    assert not list(installed[1].iterdir())
+    assert sorted(installed[1].iterdir()) == before
 
 
 def test_it_trains_in_a_folder_of_any_name(installed):
@@ -108,3 +109,10 @@ def test_it_trains_in_a_folder_of_any_name(installed):
     assert result.parent.parent == installed[1] / "runs"
     assert result.name == "result.json"
     assert result.exists()
+
+
+def test_it_sweeps(installed):
+    done = cli(installed, "-m", "task=profile", "model=tiny_mlp", "sparsity=0.5,0.8")
+    assert done.returncode == 0, done.stderr
+    found = {path.parent.name.split("-")[4] for path in installed[1].glob("runs/profile-*/*.json")}
+    assert found == {"0.5", "0.8"}
