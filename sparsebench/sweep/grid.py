@@ -120,7 +120,7 @@ def table_grid(spec: TableSpec, asked: Iterable[Asked], file: str) -> Grid:
         else:
             last += item.lines()
     if extra:
-        rows = _product([rows, *(_axis_lines(item) for item in extra)])
+        rows = _product([rows, *(_axis_lines(item, f"{item.name}=") for item in extra)])
     if changed:
         about = f"Table '{spec.name}' with other settings than its own: see the command."
         spec = replace(spec, about=about)
@@ -209,9 +209,9 @@ def _narrowed(lines: Sequence[Line], item: Asked) -> list[Line]:
     return found
 
 
-def _axis_lines(item: Asked) -> list[Line]:
+def _axis_lines(item: Asked, prefix: str = "") -> list[Line]:
     return [
-        Line(value.strip("'\""), _number(value), (f"{item.key}={value}",))
+        Line(prefix + value.strip("'\""), _number(value), (f"{item.key}={value}",))
         for value in dict.fromkeys(item.values)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -77,8 +78,7 @@ class Launch:
             if not any(self.workers.iterdir()):
                 raise UserError(f"hydra/launcher: {_short(error)}") from error
             if alone:
-                said = f"its process was killed ({_short(error)})"
-                self.reports[runs[0].identity] = Report("killed", said)
+                self.reports[runs[0].identity] = Report("killed", _death(error))
             else:
                 self._after_death([run for run in runs if not self.ended(run)])
             return
@@ -108,6 +108,14 @@ def _report(back: Any) -> Report:
     return value if isinstance(value, Report) else Report("failed", _short(value))
 
 
+def _death(error: Exception) -> str:
+    """What a launcher tells about a process that died."""
+    if by := re.search(r"(SIG[A-Z]+)\(-\d+\)", str(error)):
+        memory = "; too little memory is the usual cause" if by[1] == "SIGKILL" else ""
+        return f"its process ended by {by[1]}{memory}"
+    return f"its process died ({_short(error)})"
+
+
 def _short(error: object) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0].strip()}"[:200]
@@ -123,11 +131,8 @@ def _passing_on(launch: Launch, runs: Sequence[Run]) -> Callable[[int, FrameType
         busy = {run.identity: pid for run in runs if (pid := launch.owner(run)) and pid != mine}
         if not busy or again:
             raise Interrupted(signum)
-        print(
-            f"sparsebench: stopping; {len(busy)} runs write their checkpoints "
-            f"(once more stops at once)",
-            file=sys.stderr,
-        )
+        said = "stopping as soon as checkpoints are written (once more: at once)"
+        print(f"sparsebench: {said}", file=sys.stderr)
         for pid in set(busy.values()):
             _send(pid, signal.SIGTERM)
         until = time.monotonic() + PATIENCE

@@ -52,6 +52,8 @@ def write(results: Results, shown: Sheet, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figure = draw(results)
+        for stale in () if figure else ("png", "svg"):
+            (folder / f"table.{stale}").unlink(missing_ok=True)
         pictures = save(figure, folder, "table") if figure else []
         texts = {
             "md": markdown(shown, "table.png" if figure else None),
@@ -105,8 +107,8 @@ def _complain(results: Results) -> None:
     )
     console.print(table)
     count = len(results.unfinished)
-    again = [o for o in results.unfinished if o.status != "diverged"]
-    hint = "; the same command tries them again" if again else "; a diverged run is not tried again"
+    again = "; the same command tries again those that have not diverged"
+    hint = again if any(o.status != "diverged" for o in results.unfinished) else ""
     print(
         f"sparsebench: {count} of {len(results.outcomes)} runs have no result{hint}",
         file=sys.stderr,

@@ -12,7 +12,7 @@ from sparsebench.sweep.cells import Cells, Run
 from sparsebench.sweep.grid import Grid
 from sparsebench.sweep.job import Report
 from sparsebench.sweep.spec import Metric
-from sparsebench.sweep.statistics import Estimate, estimate, paired
+from sparsebench.sweep.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
@@ -98,27 +98,22 @@ class Results:
         return len(found) > 1 and all(names == found[0] for names in found)
 
     def leaders(self, column: int, metric: Metric) -> set[int]:
-        """Rows of sparse methods that no other beats beyond chance, pairing by seed.
+        """Rows of sparse methods with the best mean, or a mean inside the best one's interval.
 
-        A row is out if the 95 % interval of its difference to the best mean excludes zero;
-        where no interval can be had, nothing leads.
+        Where there is no interval, or the metric has no better end, nothing leads.
         """
         sign = {"max": 1.0, "min": -1.0}.get(metric.better or "", 0.0)
-        values = {
-            i: self.entries[i, column].values(metric)
+        found = {
+            i: e
             for i in range(len(self.grid.rows))
-            if self.entries[i, column].sparse
+            if self.entries[i, column].sparse and (e := self.entries[i, column].estimate(metric))
         }
-        means = {i: sign * sum(v.values()) / len(v) for i, v in values.items() if v}
-        if not sign or len(means) < 2:
+        if not sign or len(found) < 2:
             return set()
-        best = max(means, key=lambda i: means[i])
-        leading = set()
-        for i in means:
-            gap = paired(values[best], values[i])
-            if gap and gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
-                leading.add(i)
-        return leading
+        best = max(found.values(), key=lambda e: sign * e.mean)
+        if best.low is None or best.high is None:
+            return set()
+        return {i for i, e in found.items() if best.low <= e.mean <= best.high}
 
 
 def collect(grid: Grid, cells: Cells, reports: Mapping[str, Report]) -> Results:

@@ -16,7 +16,7 @@ MARKED = "bold"
 
 @dataclass(frozen=True)
 class Text:
-    """One field of a sheet; bold where nothing beats it beyond chance."""
+    """One field of a sheet; bold where it leads, see :meth:`Results.leaders`."""
 
     text: str
     bold: bool = False
@@ -127,10 +127,7 @@ def _legend(results: Results, sections: Sequence[Section]) -> str:
         what = "mean ± half the 95 % t-interval over seeds" if shown else "mean over seeds"
         parts.append(f"{what} (number of seeds)")
     if any(field.bold for section in sections for row in section.rows for field in row):
-        parts.append(
-            f"{MARKED}: the best sparse method, and those whose difference to it, paired by seed, "
-            "has a 95 % interval that holds 0"
-        )
+        parts.append(f"{MARKED}: the best mean of a sparse method, and means inside its interval")
     return "; ".join(parts)
 
 

@@ -5,11 +5,11 @@ Nothing here reads results or starts runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.errors import UserError, bad_value, nearest
 
@@ -119,19 +119,7 @@ def read_table(node: DictConfig, file: str) -> TableSpec:
     Raises:
         UserError: one line with file, field, what was given and what is allowed.
     """
-    node = OmegaConf.create({**node})
-    for axis in ("rows", "columns"):
-        if isinstance(node.get(axis), DictConfig) and isinstance(
-            node[axis].get("values"), ListConfig
-        ):
-            node[axis]["values"] = [
-                v if isinstance(v, DictConfig) else {"value": v} for v in node[axis]["values"]
-            ]
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(TableSpec), node)
-        spec = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{file}: {_fault(error)}") from error
+    spec = _read(TableSpec, OmegaConf.to_container(node, resolve=True), f"{file}: ")
     assert isinstance(spec, TableSpec)
     _check(spec, file)
     return spec
@@ -148,16 +136,37 @@ def seeds_of(spec: TableSpec, file: str) -> list[int]:
     return given
 
 
-def _fault(error: OmegaConfBaseException) -> str:
-    key = (error.full_key or "?").replace("[", ".").replace("]", "")
-    if isinstance(error, ConfigKeyError):
-        names = list(getattr(error.object_type, "__dataclass_fields__", ()))
-        near = nearest(key.rpartition(".")[2], names)
-        hint = f"; did you mean '{near}'?" if near else ""
-        return f"{key}: there is no such field; there are {', '.join(names)}{hint}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{key}: is missing"
-    return f"{key}: {str(error).splitlines()[0]}"
+def _read(kind: Any, given: Any, where: str) -> Any:
+    """A value of a YAML as a field's type says it is, dataclasses and lists of them too."""
+    if kind is Any:
+        return given
+    if isinstance(kind, UnionType):
+        return None if given is None else _read(get_args(kind)[0], given, where)
+    if get_origin(kind) is list:
+        if not isinstance(given, list):
+            raise bad_value(where, given, "a list is needed")
+        return [_read(get_args(kind)[0], item, f"{where}.{i}") for i, item in enumerate(given)]
+    if is_dataclass(kind):
+        return _read_fields(kind, given, where)
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(given, wanted) or isinstance(given, bool):
+        raise bad_value(where, given, "a number is needed" if kind is float else "text is needed")
+    return given
+
+
+def _read_fields(kind: Any, given: Any, where: str) -> Any:
+    if kind is Choice and not isinstance(given, dict):
+        return Choice(given)
+    if not isinstance(given, dict):
+        raise bad_value(where, given, "fields with values are needed")
+    hints = get_type_hints(kind)
+    at = where if where.endswith(": ") else f"{where}."
+    for key in given:
+        if key not in hints:
+            near = nearest(str(key), hints)
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise UserError(f"{at}{key}: there is no such field of {', '.join(hints)}{hint}")
+    return kind(**{key: _read(hints[key], value, f"{at}{key}") for key, value in given.items()})
 
 
 def _check(spec: TableSpec, file: str) -> None:
