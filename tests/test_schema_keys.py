@@ -21,6 +21,7 @@ from sparsebench.errors import UserError
 from sparsebench.models.tiny import tiny_mlp
 from sparsebench.reporting import run_and_report
 from sparsebench.run import run
+from sparsebench.sparsity.spec import MethodSpec
 from sparsebench.training.loggers import SINKS, Wandb
 
 BASE = [
@@ -238,6 +239,8 @@ BEFORE = {}  # what was seen of a context, which many flips share
 def leaves(kind=Config, prefix=""):
     for field in fields(kind):
         default = field.default_factory() if callable(field.default_factory) else None
+        if kind is Config and field.name == "method":  # untyped, for classes of one's own
+            default = MethodSpec()
         if is_dataclass(default):
             yield from leaves(type(default), f"{prefix}{field.name}.")
         else:

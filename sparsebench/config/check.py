@@ -39,6 +39,8 @@ def check(cfg: DictConfig) -> None:
             check_fields(value, spec.name, kind)
         else:
             check_field(value, spec.name, spec.metadata)
+    if not isinstance(cfg.method, DictConfig) or not cfg.method.get("name"):
+        raise UserError(f"method={cfg.method}: a method is needed, with method.name in its YAML")
     if not cfg.runs:
         raise UserError("runs=: the folder that runs are kept in is needed")
     _check_sparsity_scale(cfg)

@@ -127,4 +127,4 @@ def _where(cfg: DictConfig, rule: Rule) -> str:
     return f"{rule.without} ({rule.group}={name})" if name else rule.without
 
 
-_DEFAULTS = Config()
+_DEFAULTS = Config(method=MethodSpec())

@@ -8,12 +8,13 @@ from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sparsebench.config.paths import config_folder
-from sparsebench.config.rules import allowed, keys, nearest_key
+from sparsebench.config.rules import allowed, group_of, keys, nearest_key
 from sparsebench.errors import UserError, bad_value, nearest
 
-_BASE_60 = "YAML reads 2:4 as the number 124 (base 60); write structure.n=2 structure.m=4"
+_BASE_60 = "YAML reads 2:4 as the number 124 (base 60); write it as the two keys n and m"
 
 
 def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | None:
@@ -23,6 +24,8 @@ def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | 
         error: what Hydra or OmegaConf raised.
         overrides: the words of the command line, for errors that do not name theirs.
     """
+    if isinstance(error, YAMLError):
+        return UserError(f"a config can't be read: {error}")
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _no_option(overrides) if isinstance(error, ValueError | TypeError) else None
     if isinstance(error, OverrideParseException):
@@ -38,6 +41,9 @@ def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | 
         return _unknown_key(_full_key(text) or match[1] or match[2], text)
     if match := re.search(r"Could not delete from config\. '([^']*)' does not exist", text):
         return _unknown_key(match[1], text)
+    if match := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
+        group = group_of(match[1])
+        return bad_value(group, match[2], _BASE_60 if group == "structure" else allowed(group))
     if key := _full_key(text):
         return _wrong_value(key, text)
     return UserError(_first_line(error))
@@ -90,8 +96,6 @@ def _wrong_value(key: str, text: str) -> UserError:
         return UserError(f"{key}: a value is needed")
     if "Interpolation" in text:
         return UserError(f"{key}: {_first_line(text)}")
-    if key == "structure":
-        return bad_value(key, value[1] if value else "", _BASE_60)
     if "does not support deletion" in text:
         return UserError(f"~{key}: the key can't be left out; {allowed(key)}")
     return bad_value(key, value[1] if value else "?", allowed(key))

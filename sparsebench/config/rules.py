@@ -56,6 +56,12 @@ def allowed(key: str) -> str:
     return f"it is a group; its keys are {', '.join(s.name for s in fields(kind))}"
 
 
+def group_of(kind: str) -> str:
+    """The group whose schema is the dataclass of this name."""
+    groups = {g.__name__: spec.name for spec in fields(Config) if (g := _group(Config, spec))}
+    return groups.get(kind, kind)
+
+
 def words(rules: Mapping[str, Any]) -> str:
     """The sentence for the rules in a field's metadata; empty if it has none."""
     if "range" in rules:

@@ -150,7 +150,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    method: Any = field(default_factory=MethodSpec)
+    method: Any = None  # a MethodSpec if composed of parts; else a class of one's own, untyped
     distribution: DistributionSpec = field(default_factory=DistributionSpec)
     structure: StructureSpec = field(default_factory=StructureSpec)
     selector: SelectorSpec = field(default_factory=SelectorSpec)
@@ -161,7 +161,7 @@ class Config:
     table: Any = None
     sparsity: float = number(0.9, "[0, 1)", "share of zeros over the selected weights")
     seed: int = count(0, 0, 2**63 - 1)
-    epochs: int = count(20)
+    epochs: int = count(50)
     batch_size: int = count(128)
     runs: str = "runs"
     force: bool = False

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,23 @@ from sparsebench.sparsity.flops import layer_flops
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, SelectorSpec, StructureSpec
+
+
+@contextmanager
+def own_code(key: str, target: object) -> Iterator[None]:
+    """Say in one line which key an exception in code of the user's own belongs to, and where.
+
+    Raises:
+        UserError: in place of whatever that code raised; what is ours raises as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or str(target).startswith("sparsebench."):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+        raise UserError(f"{key}={target}: {said}") from error
 
 
 def container(node: Any) -> dict[str, Any]:
@@ -36,10 +57,8 @@ def build_method(cfg: DictConfig) -> Method:
     if target := values.pop("_target_", None):
         built: Any = resolve(target, "method._target_", list(cfg.allow))
         values.pop("name", None)
-        try:
+        with own_code("method._target_", target):
             method: Method = built(sparsity=cfg.sparsity, **values)
-        except TypeError as error:
-            raise UserError(f"method._target_={target}: {error}") from error
         _check_interface(method, target)
         return method
     for part in ("prune", "drop", "grow", "initial", "redistribute"):
@@ -65,7 +84,10 @@ def network(
     config, selector = container(cfg.model), SelectorSpec(**container(cfg.selector))
 
     def at(width: float | None) -> nn.Module:
-        return models.build(config, input_shape, num_classes, width=width, allow=list(cfg.allow))
+        with own_code("model._target_", cfg.model["_target_"]):
+            return models.build(
+                config, input_shape, num_classes, width=width, allow=list(cfg.allow)
+            )
 
     def weights(model: nn.Module) -> int:
         return sum(p.numel() for p in select(model, selector).values())

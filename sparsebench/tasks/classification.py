@@ -16,7 +16,7 @@ from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
-from sparsebench.tasks.build import build_method, container, network
+from sparsebench.tasks.build import build_method, container, network, own_code
 from sparsebench.tasks.preflight import check_model, check_run
 from sparsebench.training.ranks import check_devices, ranks
 
@@ -68,7 +68,8 @@ def prepare(cfg: DictConfig) -> Prepared:
 
 
 def _load(cfg: DictConfig) -> DataSets:
-    return data.load(container(cfg.data), allow=list(cfg.allow))
+    with own_code("data._target_", cfg.data["_target_"]):
+        return data.load(container(cfg.data), allow=list(cfg.allow))
 
 
 def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
