@@ -280,6 +280,7 @@ def test_picture_has_a_line_a_method_and_a_band_for_dense(results, tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sorted(labels) == ["dense", "rigl", "set"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.5", "0.9"]
+    assert axes.get_ylabel() == "accuracy (%), mean and 95 % interval"
     lines = {c.get_label(): c.lines[0] for c in axes.containers}
     assert list(lines["set"].get_ydata()) == pytest.approx([92.0, 82.0])
     assert list(lines["rigl"].get_ydata()) == pytest.approx([86.0])  # no point where nothing is

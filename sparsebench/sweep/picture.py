@@ -50,7 +50,7 @@ def _lines(axes: Axes, results: Results, metric: Metric) -> None:
     places, label = _positions(results)
     axes.set_xticks(places, [column.label for column in grid.columns])
     axes.set_xlabel(label)
-    axes.set_ylabel(metric.label or metric.key)
+    axes.set_ylabel(_measured(results, metric))
     step = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
     moving = [i for i in range(len(grid.rows)) if not results.flat(i)]
     for i, row in enumerate(grid.rows):
@@ -109,8 +109,15 @@ def _points(axes: Axes, results: Results, metric: Metric) -> None:
             )
     axes.set_yticks(range(len(grid.rows)), [row.label for row in grid.rows])
     axes.set_ylim(len(grid.rows) - 0.5, -0.5)
-    axes.set_xlabel(metric.label or metric.key)
+    axes.set_xlabel(_measured(results, metric))
     axes.set_ylabel(grid.spec.rows.label or grid.spec.rows.key)
+
+
+def _measured(results: Results, metric: Metric) -> str:
+    """The metric's label, which also says what the bars are."""
+    found = [entry.estimate(metric) for entry in results.entries.values()]
+    bars = any(e and e.low is not None for e in found)
+    return f"{metric.label or metric.key}{', mean and 95 % interval' if bars else ''}"
 
 
 def _positions(results: Results) -> tuple[list[float], str]:
