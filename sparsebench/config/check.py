@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sparsebench.config.idle import check_idle
+from sparsebench.config.importing import check_allowed
 from sparsebench.config.refusal import refusal
 from sparsebench.config.rules import allowed, words
 from sparsebench.config.schema import Config
@@ -43,6 +44,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"method={cfg.method}: a method is needed, with method.name in its YAML")
     if not cfg.runs:
         raise UserError("runs=: the folder that runs are kept in is needed")
+    _check_targets(cfg)
     _check_sparsity_scale(cfg)
     _check_data(cfg)
     _check_selector(cfg)
@@ -106,6 +108,14 @@ def _check_keys(cfg: DictConfig) -> None:
             for name in cfg[key]:
                 if name not in names:
                     raise bad_value(f"{key}.{name}", cfg[key][name], "no such key", names)
+
+
+def _check_targets(cfg: DictConfig) -> None:
+    """Import paths of classes and builders; only data may do without one."""
+    for group, needed in (("model", True), ("data", False), ("method", "_target_" in cfg.method)):
+        target = cfg[group].get("_target_")
+        if target or needed:
+            check_allowed(str(target), f"{group}._target_", list(cfg.allow))
 
 
 def _check_sparsity_scale(cfg: DictConfig) -> None:

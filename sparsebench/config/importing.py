@@ -11,6 +11,22 @@ from sparsebench.errors import UserError, nearest
 ALLOWED = ("sparsebench", "torch", "torchvision", "timm", "lightning")
 
 
+def check_allowed(path: str, key: str, allow: Sequence[str] = ()) -> None:
+    """Refuse what is no import path, or is in a package that is not on the list.
+
+    Raises:
+        UserError: with the key.
+    """
+    parts = path.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{key}={path}: an import path is needed, such as my_package.module.Name")
+    if parts[0] not in (*ALLOWED, *allow):
+        raise UserError(
+            f"{key}={path}: package '{parts[0]}' is not allowed to run "
+            f"({', '.join((*ALLOWED, *allow))} are); if you trust it, add 'allow=[{parts[0]}]'"
+        )
+
+
 def resolve(path: str, key: str, allow: Sequence[str] = ()) -> object:
     """Import the object that an import path names.
 
@@ -28,15 +44,8 @@ def resolve(path: str, key: str, allow: Sequence[str] = ()) -> object:
     Raises:
         UserError: the package is not allowed, or there is nothing of this name.
     """
+    check_allowed(path, key, allow)
     module_path, _, name = path.rpartition(".")
-    if not module_path or not all(part.isidentifier() for part in path.split(".")):
-        raise UserError(f"{key}={path}: an import path is needed, such as my_package.module.Name")
-    root = path.split(".")[0]
-    if root not in (*ALLOWED, *allow):
-        raise UserError(
-            f"{key}={path}: package '{root}' is not allowed to run ({', '.join((*ALLOWED, *allow))}"
-            f" are); if you trust it, add 'allow=[{root}]'"
-        )
     if "" not in sys.path:  # a console script does not look into the folder it is run from
         sys.path.append("")
     try:
