@@ -106,12 +106,12 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
     }
     try:
         outcome = task.run(cfg, folder, prepared)
-        write_result(folder, status="finished", **record, **outcome)
         _remove(folder, *CHECKPOINTS[1:])
+        write_result(folder, status="finished", **record, **outcome)
     except Diverged as error:
         metrics = {"diverged/step": error.step}
-        write_result(folder, status="diverged", metrics=metrics, error=str(error), **record)
         _remove(folder, *CHECKPOINTS[1:])
+        write_result(folder, status="diverged", metrics=metrics, error=str(error), **record)
     except (Interrupted, UserError, KeyboardInterrupt):
         raise
     except Exception as error:
