@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 TESTS ?= tests
 
-.PHONY: help setup quick test lint format bench flops status clean
+.PHONY: help setup quick test lint format bench status clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,9 +36,6 @@ format: $(SETUP)  ## let ruff rewrite
 
 bench: $(SETUP)  ## ratios of time and memory, each measured side by side in one run
 	$(BIN)/python scripts/bench/all.py
-
-flops: $(SETUP)  ## RigL's ResNet-50 figures by the profile task
-	$(BIN)/python scripts/rigl_figures.py
 
 status: $(SETUP)  ## results/STATUS.md from the tests and tables
 	$(BIN)/python scripts/status.py

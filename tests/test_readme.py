@@ -32,8 +32,14 @@ SMALLER = {
     "method=gmp": [],
     "list ": [],
     "where ": [],
-    "data=cifar10": ["epochs=1", "batch_size=16", "method.every=1it", "data.validation=0", "data.train_size=null"],
-    "": ["epochs=10", "trainer.threads=1"],
+    "data=cifar10": [
+        "epochs=1",
+        "batch_size=16",
+        "method.every=1it",
+        "data.validation=0",
+        "data.train_size=null",
+    ],
+    "": ["epochs=20", "trainer.threads=1"],
 }
 
 

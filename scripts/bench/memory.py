@@ -58,7 +58,8 @@ def main() -> None:
         value, target = statistics.median(extra), 4.25
         met = "met" if value <= target else "MISSED"
         print(
-            f"peak memory, {method} minus dense: {value:.2f} bytes a sparse weight  target <= {target}  {met}"
+            f"peak memory, {method} minus dense: {value:.2f} bytes a sparse weight  "
+            f"target <= {target}  {met}"
         )
         lines.append(
             {"name": f"{method} minus dense, bytes a weight", "value": value, "target": target}

@@ -50,6 +50,7 @@ class Step:
             self.session = Session(built, self.model, self.optimizer, total_steps=10**6, seed=0)
 
     def __call__(self) -> None:
+        """One step."""
         nn.functional.cross_entropy(self.model(self.x), self.y).backward()
         if self.session:
             self.session.after_backward()
