@@ -22,7 +22,7 @@ def run_and_report(cfg: DictConfig) -> tuple[int, float | None]:
     metrics: dict[str, Any] = result["metrics"]
     if result["status"] != "finished":
         text = f"{result['identity']} {result['status']}: {result.get('error', '')}"
-        print(f"sparsebench: {text}", file=sys.stderr)
+        print("sparsebench:", " ".join(text.split()), file=sys.stderr)
     elif not cfg.quiet:
         if cfg.task.name == "profile":
             print_layers(result["layers"])
