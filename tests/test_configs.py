@@ -1,6 +1,7 @@
 """Every file in configs/: it composes, it is checked, and what it stands for runs."""
 
 import importlib
+import sys
 from dataclasses import fields
 
 import pytest
@@ -217,6 +218,69 @@ def test_the_schema_offers_just_what_the_registry_has():
         "DistributionSpec.name": tuple(registry.DISTRIBUTIONS),
         "StructureSpec.name": tuple(registry.STRUCTURES),
     }
+
+
+OWN_PARTS = """
+from sparsebench.sparsity.structure import Unstructured
+
+
+def magnitude(layer):
+    return layer.weight * layer.weight.sign()
+
+
+def steepest(layer):
+    return layer.gradient.square()
+
+
+steepest.needs = frozenset({"gradient"})
+
+
+def survivors(layers, *units):  # what was active before the drop, and what is left
+    return {name: int(units[-1][name].count_nonzero()) for name in layers}
+
+
+def cubic(progress):
+    return 3 * progress - 3 * progress**2 + progress**3
+
+
+def falling(progress):
+    return 1 - progress
+
+
+def evenly(layers, density):
+    return {name: density for name in layers.shapes}
+
+
+class Anything(Unstructured):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "own", "context"),
+    [
+        ("method.initial", "magnitude", "magnitude", "method=static"),
+        ("method.prune", "magnitude", "magnitude", "method=gmp"),
+        ("method.drop", "magnitude", "magnitude", "method=set"),
+        ("method.grow", "gradient", "steepest", "method=rigl"),
+        ("method.redistribute", "survivors", "survivors", "method.drop_scope=global"),
+        ("method.sparsity_schedule", "cubic", "cubic", "method=gmp"),
+        ("method.drop_schedule", "linear", "falling", "method=rigl"),
+        ("distribution.name", "strict_uniform", "evenly", "method=rigl"),
+        ("structure.name", "unstructured", "Anything", "method=rigl"),
+    ],
+)
+def test_a_part_of_ones_own_is_used_like_a_built_in_one(
+    tmp_path, monkeypatch, key, name, own, context
+):
+    (tmp_path / "own_parts.py").write_text(OWN_PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    theirs = train(tmp_path / "runs", context, f"{key}={name}")
+    ours = train(tmp_path / "own", context, f"{key}=own_parts.{own}", "allow=[own_parts]")
+    assert ours["weights_sha256"] == theirs["weights_sha256"]
+    with pytest.raises(UserError, match=rf"{key}=own_parts\.{own}: package 'own_parts'"):
+        train(tmp_path / "not", context, f"{key}=own_parts.{own}")
 
 
 def test_every_distribution_and_structure_has_its_file():

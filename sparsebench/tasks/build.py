@@ -21,6 +21,11 @@ from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, SelectorSpec, StructureSpec
 
+#: Dials of a method that name a part of it; each may be the import path of one's own.
+PARTS = (
+    "initial", "prune", "drop", "grow", "redistribute", "sparsity_schedule", "drop_schedule",
+)  # fmt: skip
+
 
 @contextmanager
 def own_code(key: str, target: object) -> Iterator[None]:
@@ -52,8 +57,6 @@ def build_method(cfg: DictConfig) -> Method:
     A class of one's own is called with ``sparsity`` and the other keys of its YAML.
     """
     values = container(cfg.method)
-    distribution = DistributionSpec(**container(cfg.distribution))
-    structure = StructureSpec(**container(cfg.structure))
     if target := values.pop("_target_", None):
         built: Any = resolve(target, "method._target_", list(cfg.allow))
         values.pop("name", None)
@@ -61,10 +64,21 @@ def build_method(cfg: DictConfig) -> Method:
             method: Method = built(sparsity=cfg.sparsity, **values)
         _check_interface(method, target)
         return method
-    for part in ("prune", "drop", "grow", "initial", "redistribute"):
-        if "." in str(values[part]):
-            values[part] = resolve(values[part], f"method.{part}", list(cfg.allow))
-    return Composed(MethodSpec(**values), cfg.sparsity, distribution, structure)
+    distribution, structure = container(cfg.distribution), container(cfg.structure)
+    for group, options, names in (
+        ("method", values, PARTS),
+        ("distribution", distribution, ("name",)),
+        ("structure", structure, ("name",)),
+    ):
+        for name in names:
+            if "." in str(options[name]):
+                options[name] = resolve(options[name], f"{group}.{name}", list(cfg.allow))
+    return Composed(
+        MethodSpec(**values),
+        cfg.sparsity,
+        DistributionSpec(**distribution),
+        StructureSpec(**structure),
+    )
 
 
 def _check_interface(method: object, target: str) -> None:
