@@ -100,7 +100,11 @@ class Masks:
     def move(
         self, name: str, dropped: Tensor, grown: Tensor, optimizers: Iterable[torch.optim.Optimizer]
     ) -> None:
-        """Remove and add connections: dropped weights and all new state become zero.
+        """Remove and add connections; what is dropped is forgotten.
+
+        Dropped weights lose their optimizer state and, in ``zeroed`` storage, their value. So
+        new connections start from zero, as absent ones are. Shadow weights learn on, and keep
+        their state.
 
         Args:
             name: parameter.
@@ -112,12 +116,12 @@ class Masks:
         _fill(self._factors[name], dropped, 0)
         _fill(self._factors[name], grown, 1)
         self._nonzeros[name] += grown.numel() - dropped.numel()
-        states = state_tensors(optimizers, self.parameters[name])
-        moved = torch.cat((dropped, grown))
-        for tensor in states:
-            _fill(tensor, moved, 0)
+        if self.storage == "shadow":
+            return
+        for tensor in state_tensors(optimizers, self.parameters[name]):
+            _fill(tensor, dropped, 0)
         if self.storage == "zeroed":
-            _fill(self.parameters[name], moved, 0)
+            _fill(self.parameters[name], dropped, 0)
 
     @torch.no_grad()
     def apply(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
@@ -134,9 +138,10 @@ class Masks:
         """Zero the gradient of absent weights; shadow weights keep theirs."""
         if self.storage == "shadow":
             return
-        pairs = [(p.grad, self._factors[n]) for n, p in self.parameters.items() if p.grad is not None]
-        if pairs:
-            torch._foreach_mul_([g for g, _ in pairs], [f for _, f in pairs])
+        with_gradient = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        if with_gradient:
+            factors = [self._factors[name] for name in with_gradient]
+            torch._foreach_mul_(list(with_gradient.values()), factors)
 
     @torch.no_grad()
     def hide(self) -> None:
@@ -202,11 +207,15 @@ class Masks:
         """Take masks back.
 
         Raises:
-            UserError: they belong to other parameters or shapes.
+            UserError: they belong to other parameters, shapes or another storage.
         """
         packed, hidden = state["packed"], state["hidden"]
         assert isinstance(packed, Mapping)
         assert isinstance(hidden, Mapping)
+        if state["storage"] != self.storage:
+            raise UserError(
+                f"method.storage={self.storage}: the checkpoint's weights are {state['storage']}"
+            )
         if list(packed) != list(self):
             raise UserError("checkpoint: its masks are those of another model or selector")
         for name, bits in packed.items():
@@ -214,17 +223,15 @@ class Masks:
             if bits.numel() != -(-factor.numel() // 8):
                 raise UserError(f"checkpoint: its mask of '{name}' is of another shape")
             self.set(name, unpack(bits, factor.shape).to(factor.device))
-        self._hidden = {name: tensor.clone() for name, tensor in hidden.items()}
+        self._hidden = {n: t.to(self.parameters[n].device, copy=True) for n, t in hidden.items()}
 
 
 def _fill(tensor: Tensor, positions: Tensor, value: float) -> None:
     """Write at flat (logical) positions, whatever the memory layout."""
     if tensor.is_contiguous():
-        tensor.view(-1)[positions] = value
+        tensor.view(-1).index_fill_(0, positions, value)
     else:  # channels-last weights: reshape copies, so write back
-        flat = tensor.reshape(-1)
-        flat[positions] = value
-        tensor.copy_(flat.view(tensor.shape))
+        tensor.copy_(tensor.reshape(-1).index_fill_(0, positions, value).view(tensor.shape))
 
 
 _WEIGHTS_OF_BITS = (128, 64, 32, 16, 8, 4, 2, 1)

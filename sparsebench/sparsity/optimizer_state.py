@@ -4,39 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
 
 from sparsebench.errors import UserError
 
 #: Optimizers whose state of a weight is elementwise, so that zero means "never seen".
-_KNOWN: set[str] = {
-    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta",
+_KNOWN: set[type[Optimizer]] = {
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop,
+    optim.Adagrad, optim.Adadelta,
 }  # fmt: skip
 
 
-def register_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Declare that all tensors an optimizer keeps in a weight's shape may be set to zero."""
-    _KNOWN.add(optimizer.__name__)
+def register_optimizer(optimizer: type[Optimizer]) -> None:
+    """Declare that all tensors an optimizer keeps in a weight's shape may be set to zero.
+
+    A weight, gradient and state of zero must also stay zero in its step.
+    """
+    _KNOWN.add(optimizer)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(optimizer: Optimizer) -> None:
     """Refuse an optimizer whose state we would not know how to clear.
 
     Raises:
-        UserError: the class is not known and was not registered.
+        UserError: the class is not known, nor derived from a known one.
     """
-    if not any(base.__name__ in _KNOWN for base in type(optimizer).__mro__):
+    if not isinstance(optimizer, tuple(_KNOWN)):
+        names = sorted(kind.__name__ for kind in _KNOWN)
         raise UserError(
             f"optimizer={type(optimizer).__name__}: its state of a dropped weight can't be "
-            f"cleared; known are {', '.join(sorted(_KNOWN))}; declare your own with "
-            "sparsebench.sparsity.optimizer_state.register_optimizer"
+            f"cleared; known are {', '.join(names)}; declare your own with "
+            "sparsebench.sparsity.register_optimizer"
         )
 
 
-def state_tensors(
-    optimizers: Iterable[torch.optim.Optimizer], parameter: torch.nn.Parameter
-) -> list[Tensor]:
+def state_tensors(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> list[Tensor]:
     """All tensors of the shape of ``parameter`` that optimizers keep for it."""
     return [
         value

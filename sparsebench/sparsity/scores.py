@@ -2,17 +2,19 @@
 
 A score is a function of a :class:`Layer` that returns a tensor of the shape of
 ``layer.weight``. ``needs`` declares what the engine must gather for it beyond the weights.
-A score may carry ``pick(layer, occupied, k)``, a faster way to the same choice.
+A score may carry ``pick(layer, among, k)``, a faster way to the same choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparsebench.sparsity.topk import compress, count, positions
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,6 @@ class Layer:
     gradient: Tensor | None = None
     momentum: Tensor | None = None
     explored: Tensor | None = None
-
-    def at(self, positions: Tensor) -> Layer:
-        """The same layer, at some positions only."""
-        names = ("weight", "gradient", "momentum", "explored")
-        picked = {n: v[positions] for n in names if (v := getattr(self, n)) is not None}
-        return replace(self, **picked)
 
 
 Score = Callable[[Layer], Tensor]
@@ -90,27 +86,22 @@ def random(layer: Layer) -> Tensor:
     return noise.to(layer.weight.device)
 
 
-def _pick_random(layer: Layer, occupied: Tensor, k: int) -> Tensor:
-    """``k`` of the free positions, uniform without replacement.
+def _pick_random(layer: Layer, among: Tensor, k: int) -> Tensor:
+    """``k`` of the allowed positions, uniform without replacement.
 
-    Draws positions and throws away what is occupied or was drawn before, which leaves a
-    uniform set; with few positions free it shuffles them instead.
+    Draws positions and throws away what is not allowed or was drawn before, which leaves a
+    uniform set; with few positions allowed it shuffles them instead.
     """
-    n, free = occupied.numel(), occupied.numel() - int(occupied.sum())
-    if k * 2 > free or free * 4 < n:
-        positions = (~occupied).nonzero().view(-1)
-        order = torch.randperm(free, generator=layer.generator)[:k]
-        return positions[order.to(positions.device)].sort().values
-    taken = occupied.cpu().clone()
-    picked: list[Tensor] = []
-    missing = k
-    while missing:
-        draw = torch.randint(n, (missing,), generator=layer.generator).unique()
-        draw = draw[~taken[draw]]
-        taken[draw] = True
-        picked.append(draw)
-        missing -= draw.numel()
-    return torch.cat(picked).sort().values.to(occupied.device)
+    allowed = among.cpu()
+    n, room = allowed.numel(), count(allowed)
+    if k * 2 > room or room * 4 < n:
+        order = torch.randperm(room, generator=layer.generator)[:k]
+        return positions(allowed)[order].sort().values.to(among.device)
+    drawn = torch.zeros(n, dtype=torch.bool)
+    while missing := k - count(drawn):
+        draw = torch.randint(n, (missing,), generator=layer.generator)
+        drawn.index_fill_(0, compress(draw, allowed.index_select(0, draw)), True)
+    return positions(drawn).to(among.device)
 
 
 random.pick = _pick_random  # type: ignore[attr-defined]  # functions take attributes
@@ -123,18 +114,25 @@ def unexplored(layer: Layer) -> Tensor:
     return random(layer) - layer.explored.to(torch.float32)
 
 
-def momentum_share(layers: Mapping[str, Layer], kept: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean absolute momentum of each layer's active weights (SNFS, arXiv 1907.04840, 3.2)."""
+Active = Mapping[str, Tensor]  # for each layer, bool over its units
+
+
+def momentum_share(layers: Mapping[str, Layer], before: Active, kept: Active) -> dict[str, float]:
+    """Mean absolute momentum of the weights of each layer that were active before the drop.
+
+    SNFS, arXiv 1907.04840, 3.2 and algorithm 1.
+    """
     shares = {}
     for name, layer in layers.items():
         assert layer.momentum is not None
-        shares[name] = float(layer.momentum[kept[name]].abs().mean()) if kept[name].any() else 0.0
+        active = compress(layer.momentum, before[name])
+        shares[name] = float(active.abs().mean()) if active.numel() else 0.0
     return shares
 
 
 momentum_share.needs = frozenset({"momentum"})  # type: ignore[attr-defined]
 
 
-def survivor_share(layers: Mapping[str, Layer], kept: Mapping[str, Tensor]) -> dict[str, float]:
+def survivor_share(layers: Mapping[str, Layer], before: Active, kept: Active) -> dict[str, float]:
     """Number of weights that survived in each layer (DSR, arXiv 1902.05967)."""
     return {name: float(kept[name].sum()) for name in layers}

@@ -6,9 +6,9 @@ import difflib
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
-from sparsebench.errors import UserError
+from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.spec import SelectorSpec
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -49,6 +49,9 @@ def select(model: nn.Module, spec: SelectorSpec | None = None) -> dict[str, nn.P
 
 
 def _weights(model: nn.Module, spec: SelectorSpec) -> dict[str, nn.Parameter]:
+    for name in spec.kinds:
+        if name not in KINDS:
+            raise bad_value("selector.kinds", name, f"any of {', '.join(KINDS)}", KINDS)
     types = tuple(kind for name in spec.kinds for kind in KINDS[name])
     seen: set[int] = set()
     found: dict[str, nn.Parameter] = {}
@@ -78,7 +81,7 @@ def _nothing_matches(model: nn.Module, spec: SelectorSpec, candidates: list[str]
 
 def _check(name: str, parameter: nn.Parameter) -> None:
     fault = None
-    if is_lazy(parameter):
+    if isinstance(parameter, UninitializedParameter):
         fault = "has no shape yet: run one batch through the model first"
     elif parameter.is_complex():
         fault = "is complex"

@@ -56,7 +56,7 @@ class Session:
             steps_per_epoch: optimizer steps of one epoch (default: one epoch in all).
             seed: of all random choices; default is the seed torch was given.
             selector: which weights are sparse; default all of linear and conv layers.
-            resume: what :meth:`state_dict` gave; weights are then left as they are.
+            resume: what :meth:`state_dict` gave; the weights must be those of then.
 
         Raises:
             UserError: a selector, optimizer or schedule that can't work.
@@ -77,11 +77,11 @@ class Session:
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch or total_steps,
         )
+        self._looked = False  # whether the gradients of the coming step were seen
         method.start(self.state)
-        if resume is None:
-            self.masks.apply(self.state.optimizers)
-        else:
+        if resume is not None:
             self._load(resume)
+        self.masks.apply(self.state.optimizers if resume is None else ())
 
     @property
     def masks(self) -> Masks:
@@ -94,6 +94,7 @@ class Session:
 
     def after_backward(self) -> None:
         """Dense gradients are there: let the method see them, then mask them."""
+        self._looked = True
         self.dense_gradient = self.method.wants_dense_gradient(self.state)
         replaced = self.method.after_backward(self.state)
         self.masks.mask_gradients()
@@ -107,7 +108,13 @@ class Session:
 
         Returns:
             Whether the masks changed.
+
+        Raises:
+            RuntimeError: the step was taken with gradients that nobody masked.
         """
+        if not self._looked:
+            raise RuntimeError("Session.after_backward must be called before each optimizer step")
+        self._looked = False
         self.state.step += 1
         self.masks.settle(self.state.optimizers)
         before, begin = self.masks.version, time.perf_counter()

@@ -2,16 +2,15 @@
 
 The engine counts, drops and grows *units*; a structure says what a unit is. For
 unstructured sparsity it is one weight. A block structure would make a block one unit; an
-N:M structure would keep the unit and override :meth:`Unstructured.keep`.
+N:M structure would keep the unit and override :meth:`Unstructured.best` and ``worst``.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sparsebench.sparsity.scores import Layer, Score
-from sparsebench.sparsity.topk import topk_indices
+from sparsebench.sparsity.topk import lowest_indices, topk_indices
 
 
 class Unstructured:
@@ -25,18 +24,18 @@ class Unstructured:
         """Flat positions of the weights of some units."""
         return units
 
-    def score(self, score: Score, layer: Layer, units: Tensor | None = None) -> Tensor:
-        """Scores of units (of all if None)."""
-        return score(layer if units is None else layer.at(units))
-
-    def keep(self, scores: Tensor, count: int) -> Tensor:
-        """Positions of the ``count`` best of the scores that an allowed pattern can keep."""
-        return topk_indices(scores, count)
-
-    def pick(self, score: Score, layer: Layer, occupied: Tensor, count: int) -> Tensor:
-        """``count`` new units among those not occupied, the best scores first."""
+    def best(self, score: Score, layer: Layer, among: Tensor, count: int) -> Tensor:
+        """Flat positions, ascending, of the ``count`` best of some units (a bool mask)."""
         fast = getattr(score, "pick", None)
         if fast is not None:
-            picked: Tensor = fast(layer, occupied, count)
+            picked: Tensor = fast(layer, among, count)
             return picked
-        return topk_indices(self.score(score, layer).masked_fill(occupied, -torch.inf), count)
+        return topk_indices(self.score(score, layer), count, among)
+
+    def worst(self, score: Score, layer: Layer, among: Tensor, count: int) -> Tensor:
+        """Flat positions, ascending, of the ``count`` worst of some units (a bool mask)."""
+        return lowest_indices(self.score(score, layer), count, among)
+
+    def score(self, score: Score, layer: Layer) -> Tensor:
+        """Scores of all units of a layer."""
+        return score(layer)

@@ -9,89 +9,74 @@ from torch import Tensor
 
 from sparsebench.sparsity.scores import Layer, Score
 from sparsebench.sparsity.structure import Unstructured
-from sparsebench.sparsity.topk import topk_indices
+from sparsebench.sparsity.topk import lowest_indices, topk_indices
 
 Counts = Mapping[str, int] | int  # of each layer, or of all layers together
 
 
-def keep_best(scores: Mapping[str, Tensor], counts: Counts, structure: Unstructured) -> dict[str, Tensor]:
-    """Positions of the best scores.
-
-    Args:
-        scores: for each layer, a flat tensor.
-        counts: how many in each layer, or one number for which all layers compete.
-        structure: what an allowed pattern can keep, within a layer.
-
-    Returns:
-        For each layer, positions into its scores, ascending.
-    """
-    if not isinstance(counts, int):
-        return {name: structure.keep(score, counts[name]) for name, score in scores.items()}
-    best = topk_indices(torch.cat([s.float() for s in scores.values()]), counts)
-    result, offset = {}, 0
-    for name, score in scores.items():
-        end = offset + score.numel()
-        result[name] = best[(best >= offset) & (best < end)] - offset
-        offset = end
-    return result
-
-
-def drop_worst(
+def best(
     layers: Mapping[str, Layer],
-    active: Mapping[str, Tensor],
+    among: Mapping[str, Tensor],
     score: Score,
     counts: Counts,
     structure: Unstructured,
 ) -> dict[str, Tensor]:
-    """Which of the active units go: those of the lowest scores.
+    """The units of the highest scores.
 
     Args:
         layers: what the score looks at.
-        active: flat positions of the units of each layer.
-        score: higher stays.
-        counts: how many go, of each layer or over all.
-        structure: what a unit is.
-
-    Returns:
-        For each layer, a bool tensor over ``active``: true where the unit goes.
-    """
-    scores = {n: structure.score(score, layers[n], positions) for n, positions in active.items()}
-    if isinstance(counts, int):
-        stay: Counts = sum(s.numel() for s in scores.values()) - counts
-    else:
-        stay = {name: s.numel() - counts[name] for name, s in scores.items()}
-    gone = {}
-    for name, kept in keep_best(scores, stay, structure).items():
-        gone[name] = torch.ones_like(active[name], dtype=torch.bool)
-        gone[name][kept] = False
-    return gone
-
-
-def grow_best(
-    layers: Mapping[str, Layer],
-    occupied: Mapping[str, Tensor],
-    score: Score,
-    counts: Counts,
-    structure: Unstructured,
-) -> dict[str, Tensor]:
-    """Positions of new units, among those not occupied.
-
-    Args:
-        layers: what the score looks at.
-        occupied: bool, flat: units that can't be grown.
-        score: higher is grown first.
-        counts: how many, of each layer or over all.
+        among: for each layer, bool over its units, flat: those that may be chosen.
+        score: higher is better.
+        counts: how many of each layer, or one number for which all layers compete.
         structure: what a unit is.
 
     Returns:
         For each layer, flat positions in ascending order.
     """
     if not isinstance(counts, int):
-        return {n: structure.pick(score, v, occupied[n], counts[n]) for n, v in layers.items()}
-    scores = {
-        n: structure.score(score, v).masked_fill(occupied[n], -torch.inf) for n, v in layers.items()
-    }
-    return keep_best(scores, counts, structure)
+        return {n: structure.best(score, v, among[n], counts[n]) for n, v in layers.items()}
+    scores = [structure.score(score, layer) for layer in layers.values()]
+    together = torch.cat([among[name] for name in layers])
+    return _split(topk_indices(torch.cat(scores), counts, together), among)
+
+
+def worst(
+    layers: Mapping[str, Layer],
+    among: Mapping[str, Tensor],
+    score: Score,
+    counts: Counts,
+    structure: Unstructured,
+) -> dict[str, Tensor]:
+    """The units of the lowest scores: just those that :func:`best` leaves out; as there."""
+    if not isinstance(counts, int):
+        return {n: structure.worst(score, v, among[n], counts[n]) for n, v in layers.items()}
+    scores = [structure.score(score, layer) for layer in layers.values()]
+    together = torch.cat([among[name] for name in layers])
+    return _split(lowest_indices(torch.cat(scores), counts, together), among)
+
+
+def _split(chosen: Tensor, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ascending positions into layers put end to end, as positions into each."""
+    result, offset = {}, 0
+    for name, units in layers.items():
+        end = offset + units.numel()
+        result[name] = chosen[(chosen >= offset) & (chosen < end)] - offset
+        offset = end
+    return result
+
+
+def one_way(wanted: Mapping[str, int], current: Mapping[str, int]) -> dict[str, int]:
+    """``wanted``, changed so that no layer loses where the total grows, nor gains where it falls.
+
+    Rounding by largest remainders may give a layer one weight more at a smaller total, and what
+    is pruned must stay pruned; other layers make up for it, and the total is that of ``wanted``.
+    """
+    falls = sum(wanted.values()) <= sum(current.values())
+    bound, sign = (min, 1) if falls else (max, -1)
+    counts = {name: bound(count, current[name]) for name, count in wanted.items()}
+    gaps = {name: abs(current[name] - count) for name, count in counts.items()}
+    back = share_out(abs(sum(wanted.values()) - sum(counts.values())), gaps, gaps)
+    return {name: count + sign * back[name] for name, count in counts.items()}
 
 
 def share_out(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
@@ -111,9 +96,12 @@ def share_out(total: int, shares: Mapping[str, float], room: Mapping[str, int]) 
         weight = {n: shares[n] for n in open_}
         if sum(weight.values()) <= 0:
             weight = {n: float(room[n] - given[n]) for n in open_}
-        scale = left / sum(weight.values())
-        whole = {n: int(weight[n] * scale) for n in open_}
-        by_rest = sorted(open_, key=lambda n: whole[n] - weight[n] * scale)
+        highest = max(weight.values())  # shares may be as small as floats get
+        relative = {n: weight[n] / highest for n in open_}
+        scale = left / sum(relative.values())
+        part = {n: relative[n] * scale for n in open_}
+        whole = {n: int(part[n]) for n in open_}
+        by_rest = sorted(open_, key=lambda n: whole[n] - part[n])
         for name in by_rest[: left - sum(whole.values())]:
             whole[name] += 1
         for name in open_:

@@ -83,7 +83,9 @@ def _check(spec: MethodSpec, window: Window, total_steps: int) -> None:
     said = f"method.begin={spec.begin} method.end={spec.end} method.every={spec.every}"
     if window.one_shot:
         if not 0 < window.begin <= total_steps:
-            raise UserError(f"{said}: method.begin must lie within the {total_steps} steps of training")
+            raise UserError(
+                f"{said}: method.begin must lie within the {total_steps} steps of training"
+            )
         return
     if window.every < 1:
         raise UserError(f"{said}: method.every must be at least one optimizer step")

@@ -57,7 +57,7 @@ class Sparsify(Callback):
         """Set the masks, or take those of the checkpoint the trainer has restored."""
         seed = torch.initial_seed() if self.seed is None else self.seed
         total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-        if math.isinf(total):
+        if not 0 < total < math.inf:  # Lightning says -1 or infinity if it can't know
             raise UserError("trainer.max_steps: must be set where the data have no length")
         per_epoch = None if math.isinf(batches) else -(-batches // trainer.accumulate_grad_batches)
         self.session = Session(
