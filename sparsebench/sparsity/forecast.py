@@ -9,6 +9,7 @@ import torch
 
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.distributions import allocate
+from sparsebench.sparsity.updates import one_way
 from sparsebench.sparsity.window import Window, updates
 
 
@@ -46,12 +47,13 @@ def forecast(
     changes: list[int] = []
     if method.sparsity > 0 and updates(spec):
         changes = [step for step in range(1, total_steps + 1) if window.is_update(step)]
-    previous = 0
+    previous, present = 0, {name: shape.numel() for name, shape in shapes.items()}
     for step in [*changes, total_steps]:
         if step > previous:
             sparsity = window.sparsity(spec, method.sparsity, previous) if method.sparsity else 0.0
             dense = dense_gradient_steps(method, window, previous, step)
-            yield Stretch(step - previous, counts(method, shapes, sparsity), dense)
+            present = one_way(counts(method, shapes, sparsity), present)
+            yield Stretch(step - previous, present, dense)
         previous = step
 
 
