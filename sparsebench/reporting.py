@@ -16,10 +16,12 @@ SHOWN = ("test/accuracy", "nonzeros", "sparsity", "flops/inference_relative",
 
 def run_and_report(cfg: DictConfig) -> tuple[int, float | None]:
     """Run, print, and give the exit code and the test accuracy."""
-    from sparsebench.run import run
+    from sparsebench.run import follows, run
 
     result = run(cfg)
     metrics: dict[str, Any] = result["metrics"]
+    if follows(cfg):  # the first rank tells
+        return int(result["status"] != "finished"), None
     if result["status"] != "finished":
         text = f"{result['identity']} {result['status']}: {result.get('error', '')}"
         print("sparsebench:", " ".join(text.split()), file=sys.stderr)

@@ -50,10 +50,26 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         task = _load_task(cfg.task.name)
         prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
         check_room(folder, _bytes(getattr(prepared, "model", None)))
+        if follows(cfg):
+            return _follow(cfg, folder, task, prepared)
         with _claim(folder):
             if done := finished(cfg, folder):  # by another process, while we waited
                 return done
             return _train(cfg, folder, task, prepared)
+
+
+def follows(cfg: DictConfig) -> bool:
+    """Whether this process is not the first rank of a run that torchrun started."""
+    return cfg.trainer.devices > 1 and int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+def _follow(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str, Any]:
+    """Take part in a run that the first rank records."""
+    found = {"identity": folder.name, "status": "finished", "metrics": {}}
+    try:
+        return {**found, **task.run(cfg, folder, prepared)}
+    except Diverged as error:
+        return {**found, "status": "diverged", "error": str(error)}
 
 
 def finished(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:

@@ -91,7 +91,8 @@ def replace(path, target, real=Path.replace):
 
 torch.save, Path.replace = save, replace
 if "DIE_EARLY" in os.environ:
-    die()
+    if os.environ.get("LOCAL_RANK", "0") == os.environ.get("DIE_RANK", "0"):
+        die()
 if "CLOCK" in os.environ:
     clock = iter(range(10**9, 0, -1))
     time.time = lambda: float(next(clock))
@@ -131,6 +132,7 @@ class Child:
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            environment._revision.cache_clear()
             if limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             main(list(words))
@@ -593,6 +595,31 @@ def test_f12_resuming_on_another_machine_is_noted(place, key, value):
     finish(place, OFTEN)
     note = f"not bitwise: {key} was {value}, is {now}, on resuming"
     assert json.loads((run / "result.json").read_text())["notes"] == [note]
+
+
+# --- F11: two ranks ----------------------------------------------------------------------------
+
+PAIR = ["trainer=ddp_cpu", "epochs=2"]
+
+
+@pytest.mark.slow
+def test_f11_two_ranks_killed_end_as_if_they_had_not_been(tmp_path):
+    whole, _ = finish(home(tmp_path / "whole"), *PAIR)
+    assert (whole / "ranks.log").read_text() == ""
+    run = die(home(tmp_path / "killed"), OFTEN, *PAIR, DIE_AT="15+0")  # both die
+    assert load(run / "last.ckpt")["global_step"] == 14
+    flip(run / "last.ckpt")  # both must go back to the one before
+    _, lines = finish(tmp_path / "killed", OFTEN, *PAIR)
+    assert len(lines) == 1
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_f11_a_rank_that_dies_before_it_begins_is_not_waited_for(place):
+    child = Child(place, *RUN, *PAIR, DIE_EARLY=1, DIE_RANK=1)
+    assert child.wait() == 1
+    (line,) = child.lines()
+    assert line.endswith(" failed: RuntimeError: rank 1 ended with -9:")
 
 
 # --- F13: W&B ---------------------------------------------------------------------------------

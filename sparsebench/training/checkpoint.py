@@ -38,8 +38,13 @@ class WholeFiles(TorchCheckpointIO):
         fresh.replace(path)
 
 
-def find_checkpoint(folder: Path, identity: str) -> Path | None:
+def find_checkpoint(folder: Path, identity: str, *, first: bool = True) -> Path | None:
     """The newest checkpoint of a run that is whole; damaged ones are set aside and named.
+
+    Args:
+        folder: the run's folder.
+        identity: name of the run.
+        first: whether this is the first rank; the others only look.
 
     Raises:
         UserError: the checkpoint is of another config or of code we do not trust.
@@ -49,7 +54,8 @@ def find_checkpoint(folder: Path, identity: str) -> Path | None:
         if not path.exists():
             continue
         if fault := _fault(path):
-            set_aside(path, fault)
+            if first:
+                set_aside(path, fault)
             continue
         _check_owner(path, identity)
         return path
@@ -58,9 +64,9 @@ def find_checkpoint(folder: Path, identity: str) -> Path | None:
 
 def _fault(path: Path) -> str | None:
     """Why a checkpoint can't be used, or None."""
-    if not zipfile.is_zipfile(path):
-        return "is cut short or empty"
     try:
+        if not zipfile.is_zipfile(path):
+            return "is cut short or empty"
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except Exception as error:  # whatever the garbage leads zipfile to
@@ -239,7 +245,8 @@ def _generators(device: str) -> dict[str, torch.Tensor]:
 
 
 def _set_generators(kept: Mapping[str, Any], rank: int) -> None:
-    states = kept["generators"]
-    torch.set_rng_state(states["cpu"][rank].cpu())
+    # clone: torch reads a state from the beginning of its storage, whichever row it is given
+    states = {name: every[rank].cpu().clone() for name, every in kept["generators"].items()}
+    torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][rank].cpu())
+        torch.cuda.set_rng_state(states["cuda"])

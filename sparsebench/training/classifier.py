@@ -161,13 +161,17 @@ class Classifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The running loss of the epoch is part of what resuming needs."""
-        checkpoint["train_loss"] = (float(self._loss_sum), self._loss_count)
+        """The running loss of the epoch, that of each rank, is part of what resuming needs."""
+        sums = self._loss_sum.reshape(1)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.all_gather(sums).flatten()
+        checkpoint["train_loss"] = (sums.cpu(), self._loss_count)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the running loss."""
-        total, self._loss_count = checkpoint["train_loss"]
-        self._loss_sum = torch.tensor(total)
+        sums, self._loss_count = checkpoint["train_loss"]
+        mine = sums[self.trainer.global_rank]
+        self._loss_sum = mine.to(self.trainer.strategy.root_device, copy=True)
 
     def setup(self, stage: str) -> None:
         """Put what is not a parameter on the device."""

@@ -8,9 +8,12 @@ a cluster has started the ranks already (``LOCAL_RANK`` is set), nothing is star
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.errors import bad_value
+
+#: Set where we started the ranks ourselves: the pipe on which they say that they are ready.
+OURS = "SPARSEBENCH_READY"
 
 
 def local_rank() -> int:
@@ -50,25 +56,39 @@ def check_devices(cfg: DictConfig) -> None:
 
 @contextmanager
 def ranks(cfg: DictConfig, folder: Path) -> Iterator[None]:
-    """Run the other ranks beside this one, and end them with it."""
+    """Run the other ranks beside this one, and end them with it.
+
+    Raises:
+        RuntimeError: one of them died before training began.
+    """
     if cfg.trainer.devices == 1 or "LOCAL_RANK" in os.environ:
         yield
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "sparsebench.training.ranks", str(folder / "config.yaml")]
+    ready, told = os.pipe()
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": "0",
+        OURS: str(told),
+    }
     log = (folder / "ranks.log").open("ab")
     others = [
         subprocess.Popen(
-            command, env={**os.environ, **shared, "LOCAL_RANK": str(rank)}, stdout=log, stderr=log
+            [sys.executable, "-m", "sparsebench.training.ranks", str(folder / "config.yaml")],
+            env={**os.environ, **shared, "LOCAL_RANK": str(rank)},
+            stdout=log,
+            stderr=log,
+            pass_fds=(told,),
         )
         for rank in range(1, cfg.trainer.devices)
     ]
     before = dict(os.environ)
     os.environ.update(shared, LOCAL_RANK="0")
     try:
+        _wait(others, ready, folder)
         yield
         for process in others:
             process.wait(timeout=60)
@@ -76,10 +96,24 @@ def ranks(cfg: DictConfig, folder: Path) -> Iterator[None]:
         for process in others:
             process.kill()
             process.wait()
+        for handle in (ready, told):
+            os.close(handle)
         log.close()
         _leave_group()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _wait(others: list[subprocess.Popen[bytes]], ready: int, folder: Path) -> None:
+    """Wait until all ranks are prepared: one that died would be waited for by the others."""
+    missing = len(others)
+    while missing:
+        if select.select([ready], [], [], 0.1)[0]:
+            missing -= len(os.read(ready, missing))
+        for rank, process in enumerate(others, start=1):
+            if process.poll() is not None:
+                lines = (folder / "ranks.log").read_text(errors="replace").splitlines() or [""]
+                raise RuntimeError(f"rank {rank} ended with {process.returncode}: {lines[-1]}")
 
 
 def _leave_group() -> None:
@@ -92,11 +126,24 @@ def _leave_group() -> None:
 
 def main(path: str) -> None:
     """One of the other ranks: the same run, which writes nothing."""
+    import torch
+
     from sparsebench.tasks import classification
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
-    classification.run(cfg, Path(path).parent, classification.prepare(cfg))
+    torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
+    prepared = classification.prepare(cfg)
+    os.write(int(os.environ[OURS]), b".")
+    classification.run(cfg, Path(path).parent, prepared)
+
+
+def _end_with(parent: int) -> None:
+    """A rank whose first process was killed has nobody left to train with."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":

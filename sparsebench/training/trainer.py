@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -23,6 +25,7 @@ from sparsebench.training.classifier import Classifier
 from sparsebench.training.ema import Ema
 from sparsebench.training.measure import Measure
 from sparsebench.training.progress import Progress
+from sparsebench.training.ranks import OURS, local_rank
 from sparsebench.training.sparsify import Sparsify
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -66,7 +69,7 @@ def fit(
         Interrupted: a signal came; the checkpoint is written.
     """
     _quiet_lightning()
-    resume = find_checkpoint(folder, folder.name)
+    resume = find_checkpoint(folder, folder.name, first=local_rank() == 0)
     checkpoint = Checkpoint(folder, folder.name, cfg.trainer.checkpoint_every)
     callbacks: list[Callback] = [sparsify]
     if cfg.trainer.ema:
@@ -123,7 +126,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         callbacks=callbacks,
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(), *([LightningEnvironment()] if OURS in os.environ else [])],
         profiler=Unprofiled(),
         logger=False,
         enable_checkpointing=False,
