@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -46,7 +46,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     size = 0
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        name = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        # not mkstemp, whose files nobody else may read
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             raw = _Measured(handle, "wb")
             with io.BufferedWriter(raw) as file:

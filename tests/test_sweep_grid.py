@@ -148,7 +148,7 @@ def test_cells_are_checked_named_and_shared(tmp_path):
     assert cells.of[1, 1, 1] == identity(same)
     run = cells.runs[cells.of[1, 1, 1]]
     assert run.folder == tmp_path / run.identity
-    assert (run.label, run.sparse, run.epochs) == ("static, sparsity 0.9, seed 1", True, 20)
+    assert (run.label, run.sparse, run.epochs) == ("static, sparsity 0.9, seed 1", True, 50)
     assert list(cells.of)[:4] == [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]  # seeds outermost
     assert not cells.done
 

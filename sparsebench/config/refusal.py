@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from sparsebench.config.paths import config_folder
 from sparsebench.config.rules import allowed, group_of, keys, nearest_key
+from sparsebench.config.schema import BASES, OPEN
 from sparsebench.errors import UserError, bad_value, nearest
 
 _BASE_60 = "YAML reads 2:4 as the number 124 (base 60); write it as the two keys n and m"
@@ -74,6 +75,7 @@ def _missing_option(missing: str, options: Sequence[str]) -> UserError:
         hint = f"; did you mean '{near}'?" if near else ""
         return UserError(f"{missing}: there is no config of this name{hint}")
     names = [name.rpartition("/")[2] for name in options]
+    names = [name for name in names if name not in BASES]
     there = f"there are {', '.join(names)}" if names else "there are none"
     return bad_value(group, option, f"no such option; {there}", names)
 
@@ -82,6 +84,8 @@ def _unknown_key(key: str, text: str) -> UserError:
     value = re.search(rf"{re.escape(key)}=(\S+)", text)
     if value and (config_folder() / key).is_dir():
         return UserError(f"{key}={value[1]}: this group is added to a run, by +{key}={value[1]}")
+    if key.rpartition(".")[0] in OPEN:
+        return UserError(f"{key}: is a key of your own, to be added by +{key}=...")
     near = nearest_key(key)
     hint = f"; did you mean '{near}'?" if near else ""
     given = f"={value[1]}" if value else ""

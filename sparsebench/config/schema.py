@@ -21,6 +21,10 @@ from sparsebench.sparsity.spec import (
     number,
 )
 
+#: Options that are only what others are made from.
+BASES = ("composed",)
+#: Keys that hold names of one's own.
+OPEN = ("model.args", "data.args", "distribution.fixed")
 #: Raised when a default changes or a result file means something else.
 SCHEMA = 1
 

@@ -27,7 +27,7 @@ INITIAL = {"dense": "", **SCORES}
 DISTRIBUTIONS = {
     name: _HERE + "distributions." + name
     for name in (
-        "uniform", "strict_uniform", "uniform_plus", "er", "erk", "erk_plus", "balanced", "given",
+        "uniform", "strict_uniform", "uniform_plus", "er", "erk", "erk_plus", "balanced",
     )
 }  # fmt: skip
 STRUCTURES = {"unstructured": _HERE + "structure.Unstructured"}
