@@ -70,7 +70,12 @@ class Bare:
         torch.manual_seed(cfg.seed)
         self.model = tiny_mlp(sets.input_shape, sets.num_classes)
         optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+            self.model.parameters(),
+            lr=0.1,
+            momentum=0.9,
+            nesterov=True,
+            fused=True,
+            weight_decay=5e-4,
         )
         session = Session(
             build_method(cfg), self.model, optimizer,

@@ -152,7 +152,9 @@ class Classifier(LightningModule):
         # asking the trainer for the steps here would set its data up before the checkpoint's
         # place in them is known, and a resumed epoch would begin anew
         per_epoch = self.steps_per_epoch
-        optimizer = build_optimizer(self.model, self.cfg.optimizer, tuple(self.cfg.allow))
+        fused = self.cfg.trainer.precision != "16"
+        allow = tuple(self.cfg.allow)
+        optimizer = build_optimizer(self.model, self.cfg.optimizer, allow, fused=fused)
         total = per_epoch * self.cfg.epochs
         schedule = build_schedule(optimizer, self.cfg.schedule, total, per_epoch)
         return {

@@ -19,12 +19,14 @@ SCHEDULES = ("cosine", "step", "linear", "one_cycle", "constant")
 
 
 def build_optimizer(
-    model: nn.Module, config: DictConfig, allow: tuple[str, ...] = ()
+    model: nn.Module, config: DictConfig, allow: tuple[str, ...] = (), *, fused: bool = True
 ) -> torch.optim.Optimizer:
     """The optimizer over all parameters that learn.
 
     With ``decay_norms=false``, biases and norms (parameters of one dimension) get no decay.
-    An optimizer by import path gets ``lr`` and ``weight_decay``.
+    An optimizer by import path gets ``lr`` and ``weight_decay``. Torch's own run fused, in a
+    third of the time for small layers; not for float16, where Lightning has to unscale the
+    gradients itself before it clips them.
 
     Raises:
         UserError: no such optimizer, or one that does not take these.
@@ -38,10 +40,13 @@ def build_optimizer(
     common = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **common)
+        return torch.optim.SGD(
+            groups, momentum=config.momentum, nesterov=nesterov, fused=fused, **common
+        )
     if config.name in ("adam", "adamw"):
         kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-        return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, **common)
+        betas = (config.beta1, config.beta2)
+        return kind(groups, betas=betas, eps=config.eps, fused=fused, **common)
     if "." not in config.name:
         allowed = f"one of {', '.join(OPTIMIZERS)}, or the import path of your own"
         raise bad_value("optimizer.name", config.name, allowed, OPTIMIZERS)
