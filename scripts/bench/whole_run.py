@@ -27,7 +27,7 @@ from sparsebench.models import build
 from sparsebench.run import run
 from sparsebench.sparsity.distributions import allocate
 
-DIGITS_EPOCHS, CIFAR_IMAGES, CIFAR_EPOCHS = 50, 2560, 1  # digits as in `make quick`
+DIGITS_EPOCHS, CIFAR_IMAGES, CIFAR_EPOCHS = 100, 2560, 1
 
 
 def ours(overrides: list[str]) -> Callable[[], None]:
@@ -135,9 +135,9 @@ def digits() -> Ratio:
             nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
         )
         parts = ((x[:1293], y[:1293]), (x[1293:1437], y[1293:1437]), (x[1437:], y[1437:]))
-        bare(model, *parts, DIGITS_EPOCHS, 64, augment=False)
+        bare(model, *parts, DIGITS_EPOCHS, 128, augment=False)
 
-    overrides = ["method=static", f"epochs={DIGITS_EPOCHS}", "batch_size=64"]
+    overrides = ["method=static", f"epochs={DIGITS_EPOCHS}"]
     name = f"whole run / bare loop, MLP on digits, {DIGITS_EPOCHS} epochs"
     return alternate(name, ours(overrides), loop, target=1.6, pairs=30)
 

@@ -1,7 +1,7 @@
 """The other processes of a run on several devices, each a rank of the same config.
 
 Lightning would start them by repeating the command line, which in a sweep is the whole
-sweep. Here each is ``python -m sparsebench.training.ranks <config.yaml>``. Where torchrun or
+sweep. Here each is ``python -m sparsebench.tasks.rank <config.yaml>``. Where torchrun or
 a cluster has started the ranks already (``LOCAL_RANK`` is set), nothing is started.
 """
 
@@ -12,13 +12,11 @@ import select
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sparsebench.errors import bad_value
 
@@ -77,7 +75,7 @@ def ranks(cfg: DictConfig, folder: Path) -> Iterator[None]:
     log = (folder / "ranks.log").open("ab")
     others = [
         subprocess.Popen(
-            [sys.executable, "-m", "sparsebench.training.ranks", str(folder / "config.yaml")],
+            [sys.executable, "-m", "sparsebench.tasks.rank", str(folder / "config.yaml")],
             env={**os.environ, **shared, "LOCAL_RANK": str(rank)},
             stdout=log,
             stderr=log,
@@ -122,29 +120,3 @@ def _leave_group() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def main(path: str) -> None:
-    """One of the other ranks: the same run, which writes nothing."""
-    import torch
-
-    from sparsebench.tasks import classification
-
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
-    prepared = classification.prepare(cfg)
-    os.write(int(os.environ[OURS]), b".")
-    classification.run(cfg, Path(path).parent, prepared)
-
-
-def _end_with(parent: int) -> None:
-    """A rank whose first process was killed has nobody left to train with."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
