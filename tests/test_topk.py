@@ -106,6 +106,12 @@ def test_input_is_left_alone_and_strides_do_not_matter():
     assert scores[0, 1].isnan()
 
 
+def test_scores_that_require_a_gradient():
+    scores = torch.arange(topk._LARGE + 5.0).requires_grad_()
+    assert topk_indices(scores, 2).tolist() == [topk._LARGE + 3, topk._LARGE + 4]
+    assert lowest_indices(scores, 2).tolist() == [0, 1]
+
+
 @settings(max_examples=30)
 @given(st.lists(st.booleans(), max_size=50))
 def test_positions(mask):

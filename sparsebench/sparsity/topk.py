@@ -25,7 +25,7 @@ def topk_indices(score: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     Returns:
         ``k`` int64 indices into the flat tensor.
     """
-    return _extreme(score.reshape(-1), k, among, 1)
+    return _extreme(score.detach().reshape(-1), k, among, 1)
 
 
 def lowest_indices(score: Tensor, k: int, among: Tensor | None = None) -> Tensor:
@@ -34,7 +34,7 @@ def lowest_indices(score: Tensor, k: int, among: Tensor | None = None) -> Tensor
     Of equal scores the higher index is taken; NaN counts as minus infinity. Arguments as
     :func:`topk_indices`.
     """
-    return _extreme(score.reshape(-1), k, among, -1)
+    return _extreme(score.detach().reshape(-1), k, among, -1)
 
 
 def topk_mask(score: Tensor, k: int) -> Tensor:
