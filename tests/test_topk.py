@@ -56,8 +56,12 @@ def _large(kind: str, n: int) -> torch.Tensor:
         return torch.where(normal > 2.5, normal, 0.0)
     if kind == "few values":
         return normal.round()
-    if kind == "bad sample":  # what a strided sample sees says nothing about the rest
-        normal[:: n // 8192 | 1] += 100.0
+    if "bad sample" in kind:  # what a strided sample sees says nothing about the rest
+        seen = torch.zeros(n, dtype=torch.bool)
+        seen[:: n // 8192 | 1] = True
+        normal[seen] += 100.0
+        if "NaN" in kind:
+            normal[~seen & (torch.arange(n) % 10 < 6)] = math.nan
     if kind == "sorted":
         return normal.sort().values
     if kind == "odd":
@@ -65,7 +69,10 @@ def _large(kind: str, n: int) -> torch.Tensor:
     return normal
 
 
-KINDS = ("normal", "equal", "mostly zero", "few values", "bad sample", "sorted", "odd")
+KINDS = (
+    "normal", "equal", "mostly zero", "few values", "sorted", "odd", "bad sample",
+    "bad sample, NaN elsewhere",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("n", [topk._LARGE - 1, topk._LARGE, 3 * topk._LARGE + 5])

@@ -65,9 +65,6 @@ def count(mask: Tensor) -> int:
 
 def _extreme(flat: Tensor, k: int, among: Tensor | None, sign: int) -> Tensor:
     """Ascending positions of the ``k`` largest (``sign`` 1) or smallest (-1) of those allowed."""
-    # a sum is NaN if an entry is: one cheap pass, and only then the exact look
-    if flat.sum().isnan() and flat.isnan().any():
-        flat = flat.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     allowed = torch.ones_like(flat, dtype=torch.bool) if among is None else among.reshape(-1)
     room = count(allowed)
     if not 0 <= k <= room:
@@ -75,12 +72,12 @@ def _extreme(flat: Tensor, k: int, among: Tensor | None, sign: int) -> Tensor:
     if k == 0 or k == room:
         return positions(allowed)[:k]
     low, high = _bracket(flat, allowed, room, k / room, sign)
-    where = positions(allowed & _beyond(flat, low, sign))
-    values = sign * flat.index_select(0, where)
+    where = positions(allowed & _not_below(flat, low, sign))
+    values = _ordered(flat.index_select(0, where), sign)
     above = count(values > high)
-    if not above < k <= where.numel():  # a bad guess costs time, never exactness
+    if not above < k <= count(values >= low):  # a bad guess costs time, never exactness
         where, high, above = positions(allowed), math.inf, 0
-        values = sign * flat.index_select(0, where)
+        values = _ordered(flat.index_select(0, where), sign)
     threshold = _kth(values if high == math.inf else compress(values, values <= high), k - above)
     chosen = values > threshold
     missing = k - count(chosen)
@@ -89,12 +86,17 @@ def _extreme(flat: Tensor, k: int, among: Tensor | None, sign: int) -> Tensor:
     return compress(where, chosen.index_fill_(0, ties, True))
 
 
-def _beyond(flat: Tensor, low: float, sign: int) -> Tensor:
-    """``sign * flat >= low`` (numpy compares floats several times faster)."""
+def _ordered(values: Tensor, sign: int) -> Tensor:
+    """``sign * values`` after NaN became minus infinity."""
+    return sign * values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+
+
+def _not_below(flat: Tensor, low: float, sign: int) -> Tensor:
+    """Where ``sign * flat >= low``, or NaN (numpy compares floats several times faster)."""
     if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
-        compare = np.greater_equal if sign > 0 else np.less_equal
-        return torch.from_numpy(compare(flat.numpy(), sign * low))
-    return flat >= low if sign > 0 else flat <= -low
+        compare = np.less if sign > 0 else np.greater
+        return torch.from_numpy(~compare(flat.numpy(), sign * low))
+    return ~(flat < low if sign > 0 else flat > -low)
 
 
 def _kth(values: Tensor, k: int) -> Tensor:
@@ -115,7 +117,7 @@ def _bracket(
     if flat.numel() < _LARGE:
         return -math.inf, math.inf
     step = room // _SAMPLE | 1  # odd: not the same few columns of a matrix in each row
-    sample = sign * compress(flat[::step], allowed[::step])
+    sample = _ordered(compress(flat[::step], allowed[::step]), sign)
     size = sample.numel()
     margin = 4.0 * math.sqrt(size * share * (1.0 - share)) + 8.0
     first, last = math.floor(size * share - margin), math.ceil(size * share + margin)
