@@ -284,5 +284,5 @@ def test_a_part_of_ones_own_is_used_like_a_built_in_one(
 
 
 def test_every_distribution_and_structure_has_its_file():
-    assert set(options("distribution")) | {"given"} == set(registry.DISTRIBUTIONS)
+    assert set(options("distribution")) == set(registry.DISTRIBUTIONS)
     assert set(options("structure")) == set(registry.STRUCTURES)
