@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"], ["help"]):
-        print(USAGE, end="")
-        return 0
+        print(USAGE, flush=True)
+        return _hydra(["--help", *argv[1:]])  # the groups, their options and the config
     if argv[:1] == ["list"]:
         from sparsebench.commands import list_names
 
