@@ -53,7 +53,7 @@ def test_the_split_of_the_digits_has_not_changed():
 def test_mnist1d_is_the_packages_and_leaves_the_global_generators_alone():
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002 - the global one is what is tested
-    expected = random.random(), np.random.rand()  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002 - as above
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     sets = load({"name": "mnist1d", "validation": 0})

@@ -159,7 +159,8 @@ def fake_cifar(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
             torch.from_numpy(labels),
         ]
-    return tuple(tensors)  # type: ignore[return-value]
+    train, labels, test, test_labels = tensors
+    return train, labels, test, test_labels
 
 
 def resnet() -> nn.Module:

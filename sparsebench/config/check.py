@@ -169,5 +169,7 @@ def _check_steps(cfg: DictConfig) -> None:
         raise bad_value(
             "batch_size", cfg.batch_size, f"{round(images - held)} images are left to train on"
         )
-    spec = MethodSpec(**OmegaConf.to_container(cfg.method, resolve=True))  # type: ignore[arg-type]
+    values = OmegaConf.to_container(cfg.method, resolve=True)
+    assert isinstance(values, dict)
+    spec = MethodSpec(**{str(key): value for key, value in values.items()})
     Window.of(spec, steps * cfg.epochs, steps)

@@ -130,7 +130,7 @@ def momentum_share(layers: Mapping[str, Layer], before: Active, kept: Active) ->
     return shares
 
 
-momentum_share.needs = frozenset({"momentum"})  # type: ignore[attr-defined]
+momentum_share.needs = frozenset({"momentum"})  # type: ignore[attr-defined]  # as above
 
 
 def survivor_share(layers: Mapping[str, Layer], before: Active, kept: Active) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = []
     for kind, more in options.items():
         path = folder / f"{name}.{kind}"
-        write_atomically(path, lambda file, k=kind, m=more: figure.savefig(file, format=k, **m))  # type: ignore[misc]
+        write_atomically(path, partial(figure.savefig, format=kind, **more))
         paths.append(path)
     return paths

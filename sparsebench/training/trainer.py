@@ -121,7 +121,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> Trainer:
         accelerator="gpu" if config.accelerator == "cuda" else config.accelerator,
         devices=config.devices,
         strategy="ddp" if config.devices > 1 else "auto",
-        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]  # a Literal there
         max_epochs=cfg.epochs,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
