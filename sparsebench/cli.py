@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"], ["help"]):
-        print(USAGE, flush=True)
-        return _hydra(["--help", *argv[1:]])  # the groups, their options and the config
+        from sparsebench.commands import show_groups
+
+        print(USAGE)  # Hydra's own help reads and copies each config, which takes seconds
+        return show_groups()
     if argv[:1] == ["list"]:
         from sparsebench.commands import list_names
 

@@ -31,6 +31,15 @@ def list_names(words: list[str]) -> int:
     return 0
 
 
+def show_groups() -> int:
+    """Print each config group with its options, as Hydra's help does."""
+    print("Configuration groups (group=option); any key of --cfg job is set by key=value\n")
+    for folder in sorted(path for path in config_folder().iterdir() if path.is_dir()):
+        if names := config_files(folder.name):
+            print(f"{folder.name}: {', '.join(names)}")
+    return 0
+
+
 def where(words: list[str]) -> int:
     """Print the folder of the run that the overrides stand for."""
     from sparsebench.config.check import check
