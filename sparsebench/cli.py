@@ -18,6 +18,7 @@ USAGE = """sparsebench: experiments in sparse training
   sparsebench task=profile model=resnet50 data=imagenet method=rigl           accounting only
   sparsebench list methods|models|data|tables [PATTERN]                       names
   sparsebench where OVERRIDES                                                 a run's folder
+  sparsebench push RUN_FOLDER... [--project P] [--entity E]                   runs into W&B
   sparsebench --cfg job OVERRIDES                                             the whole config
   sparsebench --info | --hydra-help                                           Hydra's own
 """
@@ -62,6 +63,10 @@ def _dispatch(argv: list[str]) -> int:
         from sparsebench.commands import where
 
         return where(argv[1:])
+    if argv[:1] == ["push"]:
+        from sparsebench.dashboard.push import push
+
+        return push(argv[1:])
     return _hydra(argv)
 
 
@@ -97,7 +102,7 @@ def _hydra(argv: list[str]) -> int:
         return value
 
     before = sys.argv
-    sys.argv = [before[0], *(f"+{word}" if word.startswith("table=") else word for word in argv)]
+    sys.argv = [before[0], *map(_about_table, argv)]
     try:
         job()
     except UserError:
@@ -114,6 +119,18 @@ def _hydra(argv: list[str]) -> int:
     if stopped:
         raise stopped[0]
     return max(codes, default=0)
+
+
+def _about_table(word: str) -> str:
+    """``table=NAME`` and ``table.FIELD=VALUE`` as Hydra wants them; a filter is text to it."""
+    key, equals, value = word.partition("=")
+    if key == "table" and equals:
+        return f"+{word}"
+    if not key.startswith("table.") or not equals:
+        return word
+    if key == "table.where" and value[:1] not in ("'", '"'):
+        value = "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
+    return f"++{key}={value}"
 
 
 def _check_flags(argv: list[str]) -> None:

@@ -10,12 +10,12 @@ from sparsebench.config.identity import identity
 from sparsebench.errors import UserError
 from sparsebench.sweep.cells import lay_out
 from sparsebench.sweep.grid import free_grid, read_overrides, table_grid, unique
-from sparsebench.sweep.spec import read_table
+from sparsebench.sweep.spec_check import read_table
 
 TABLE = {
     "name": "mine",
     "title": "Mine",
-    "scale": "quick",
+    "scales": {"quick": {"setup": "small"}},
     "about": "Ten epochs.",
     "overrides": ["epochs=10", "method.every=5it"],
     "seeds": 2,
@@ -27,9 +27,9 @@ TABLE = {
 }
 
 
-def table(*words):
-    spec = read_table(OmegaConf.create(TABLE), "table/mine.yaml")
-    return table_grid(spec, read_overrides(words), "table/mine.yaml")
+def table(*words, **changes):
+    spec = read_table(OmegaConf.create({**TABLE, **changes}), "table/mine.yaml")
+    return table_grid(spec, read_overrides(words))
 
 
 def free(*words):
@@ -41,7 +41,7 @@ def labels(lines):
 
 
 def every(grid):
-    return [grid.overrides(row, column) for row in grid.rows for column in grid.columns]
+    return [grid.overrides(grid.rows[i], grid.columns[j]) for i, j in grid.places]
 
 
 def test_the_table_as_it_is():
@@ -70,6 +70,54 @@ def test_command_line_narrows_and_replaces():
     ]
     assert grid.changed
     assert "other settings" in grid.spec.about
+
+
+def kept(grid):
+    return [(grid.rows[i].label, grid.columns[j].label) for i, j in grid.places]
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ("method in [dense]", [("dense", "0.5"), ("dense", "0.9")]),
+        ("method == static and sparsity > 0.6", [("ER", "0.9")]),
+        ("row == 'ER'", [("ER", "0.5"), ("ER", "0.9")]),
+        ("not (method == dense or sparsity <= 0.5)", [("ER", "0.9")]),
+        (
+            "method != static or column == '0.5'",
+            [("dense", "0.5"), ("dense", "0.9"), ("ER", "0.5")],
+        ),
+        ("0.4 < sparsity < 0.6", [("dense", "0.5"), ("ER", "0.5")]),
+    ],
+)
+def test_where_keeps_the_cells_it_is_true_of(where, left):
+    grid = table(where=where)
+    assert kept(grid) == left
+    assert grid.changed
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("method in [rigl]", "is true of no cell (method is one of dense, static)"),
+        ("methd == dense", "compares none of column, method, row, sparsity"),
+        ("method.upper() == 'X'", "compare by ==, !=, <, <=, >, >=, in, not in"),
+        ("__import__('os').getcwd() == method", "compare by =="),
+        ("method in [", "compare by =="),
+        ("method < 3", "can't be compared like this"),
+    ],
+)
+def test_where_refuses(where, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        table(where=where)
+
+
+def test_a_row_may_have_cells_in_some_columns_only():
+    rows = {"key": "method", "values": ["dense", {"value": "set", "only": [0.9]}]}
+    grid = table(rows=rows)
+    assert kept(grid) == [("dense", "0.5"), ("dense", "0.9"), ("set", "0.9")]
+    assert grid.place("set", 0.5) is None
+    assert grid.place("set", 0.9) == (1, 1)
 
 
 def test_a_further_sweep_multiplies_the_rows():

@@ -27,6 +27,7 @@ SPEC = TableSpec(
     name="mine",
     title="Mine & yours",
     scale="quick",
+    setup="few runs",
     about="A test_table.",
     rows=Axis("method", "Method"),
     columns=Axis("sparsity", "Sparsity"),
@@ -98,7 +99,7 @@ FIGURES = {
 }
 
 MARKDOWN = """\
-# Mine & yours (quick scale)
+# Mine & yours (quick scale: few runs)
 
 A test_table.
 
@@ -128,7 +129,7 @@ method, and means inside its interval.
 - rigl, sparsity 0.9, seed 1: refused: no room
 - rigl, sparsity 0.9, seed 2: failed: why
 
-![Mine & yours (quick scale)](table.png)
+![Mine & yours (quick scale: few runs)](table.png)
 
 ```text
 command: sparsebench -m +table=mine
@@ -179,7 +180,7 @@ def test_latex_is_a_booktabs_table(results):
     assert "    \\multicolumn{3}{l}{\\emph{Sparsity 0.9}} \\\\\n" in text
     assert "    set & \\textbf{92.00 $\\pm$ 4.97 (3)} & 50 \\\\\n" in text
     assert "    set & 82.00 (2 of 3) & 10--11 \\\\\n" in text
-    assert "\\caption{Mine \\& yours (quick scale). A test\\_table. Mean $\\pm$" in text
+    assert "\\caption{Mine \\& yours (quick scale: few runs). A test\\_table. Mean $\\pm$" in text
     assert text.startswith("% command: sparsebench -m +table=mine\n")
     assert text.count("{") == text.count("}")
 
@@ -190,7 +191,7 @@ def test_terminal_shows_the_same_figures(results):
     console = Console(width=100, file=io.StringIO())
     console.print(terminal(sheet(results, "sparsebench -m +table=mine")))
     shown = console.file.getvalue()
-    assert shown.splitlines()[0].strip() == "Mine & yours (quick scale)"
+    assert shown.splitlines()[0].strip() == "Mine & yours (quick scale: few runs)"
     lines = [line.split() for line in shown.splitlines()]
     assert ["set", "92.00", "±", "4.97", "(3)*", "50"] in lines
     assert ["rigl", "–", "(0", "of", "3)", "–"] in lines

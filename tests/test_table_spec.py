@@ -7,12 +7,13 @@ from omegaconf import OmegaConf
 from sparsebench.config.compose import compose
 from sparsebench.config.paths import config_files
 from sparsebench.errors import UserError
-from sparsebench.sweep.spec import Choice, read_table, seeds_of
+from sparsebench.sweep.spec import Choice
+from sparsebench.sweep.spec_check import read_table, seeds_of
 
 GOOD = """
 name: mine
 title: Mine
-scale: quick
+scales: {quick: {setup: small}}
 seeds: 3
 rows: {key: method, values: [set, {value: rigl, label: RigL, overrides: [method.every=5it]}]}
 columns: {key: sparsity, values: [0.9]}
@@ -31,20 +32,26 @@ def test_bare_values_and_labels():
         Choice("rigl", "RigL", ["method.every=5it"]),
     ]
     assert spec.columns.values == [Choice(0.9, "0.9", [])]
-    assert seeds_of(spec, "") == [0, 1, 2]
+    assert seeds_of(spec) == [0, 1, 2]
     assert spec.metric[0].key == "test/accuracy"
 
 
 @pytest.mark.parametrize("name", config_files("table"))
 def test_shipped_tables(name):
-    spec = read_table(compose([f"+table={name}"]).table, f"table/{name}.yaml")
+    node = compose([f"+table={name}"]).table
+    spec = read_table(node, f"table/{name}.yaml")
     assert spec.name
-    assert seeds_of(spec, name)
+    for scale in node.scales:
+        asked = OmegaConf.merge(node, {"scale": scale})
+        spec = read_table(asked, f"table/{name}.yaml")
+        assert spec.scale == scale
+        assert all(group.confirmed for group in spec.published)
+    assert seeds_of(spec)
     assert spec.command == f"sparsebench -m +table={name}"
 
 
 REFUSED = [
-    ({"titel": "x"}, "titel: there is no such field of name, title, scale,", "'title'?"),
+    ({"titel": "x"}, "titel: there is no such field of name, title, scale, setup,", "'title'?"),
     ({"title": ""}, "title: is missing", ""),
     ({"name": "a/b"}, "name=a/b: a word of letters", ""),
     ({"name": ".."}, "name=..: a word of letters", ""),
@@ -105,3 +112,90 @@ def test_refusals_name_file_and_field(changes, said, hint):
     assert message.startswith(f"table/mine.yaml: {said}")
     assert hint in message
     assert "\n" not in message
+
+
+FILE = """\
+name: mine
+title: Mine
+scale: quick
+overrides: [epochs=9]
+seeds: 3
+rows:
+  key: method
+  values:
+    - set
+    - {value: rigl, label: RigL, only: [big]}
+columns:
+  values:
+    - {label: big, overrides: [sparsity=0.9]}
+    - {label: small, overrides: [sparsity=0.5]}
+published:
+  - {source: A paper, column: big, confirmed: true, values: {set: 90.1, RigL: [91.5, 0.2]}}
+claims:
+  - id: first
+    claim: RigL is better
+    source: A paper, table 1
+    terms: [{row: rigl, column: big}, {row: set, column: big, weight: -1}]
+scales:
+  quick:
+    setup: few epochs
+    seeds: 2
+    overrides: [epochs=1]
+  paper:
+    differences: [none]
+"""
+
+
+def read_file(tmp_path, text=FILE, last=(), **changes):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    node = OmegaConf.create({**yaml.safe_load(text), **changes})
+    return read_table(node, "table/mine.yaml", path, last)
+
+
+def test_scales_replace_fields_and_add_overrides(tmp_path):
+    quick, paper = read_file(tmp_path), read_file(tmp_path, scale="paper")
+    assert (quick.scale, quick.seeds, quick.setup) == ("quick", 2, "few epochs")
+    assert quick.overrides == ["epochs=9", "epochs=1"]
+    assert (paper.scale, paper.seeds, paper.overrides) == ("paper", 3, ["epochs=9"])
+    assert paper.differences == ["none"]
+    assert paper.published[0].values == {"set": 90.1, "RigL": [91.5, 0.2]}
+    assert [term.weight for term in paper.claims[0].terms] == [1.0, -1]
+
+
+def test_the_command_line_has_the_last_word(tmp_path):
+    assert read_file(tmp_path, seeds=7).seeds == 2
+    assert read_file(tmp_path, seeds=7, last=["seeds"]).seeds == 7
+    with pytest.raises(UserError, match="table.scale=papre: one of quick, paper is needed; did"):
+        read_file(tmp_path, scale="papre")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("label: RigL, only: [big]", "label: RigL, only: []", "10: rows.values.1.only: no cell"),
+        ("only: [big]", "only: [bug]", "10: rows.values.1.only=bug: one of the columns big, small"),
+        ("source: A paper, column", "column", "16: published.0.source: is missing: a published"),
+        (
+            "{set: 90.1",
+            "{sett: 90.1",
+            "16: published.0.values.sett: there is no cell of row 'sett'",
+        ),
+        ("set: 90.1", "set: '90'", "16: published.0.values.set=90: a number, or [mean, standard"),
+        ("column: big, confirmed", "column: small, confirmed", "RigL: there is no cell of row"),
+        ("  - id: first\n    claim", "  - claim", "18: claims.0.id: is missing"),
+        ("{row: set, column: big, w", "{row: set, column: bug, w", "21: claims.0.terms.1=set, bug"),
+        ("{row: rigl, column: big}", "{row: rigl, column: small}", "21: claims.0.terms.0=rigl, sm"),
+        ("terms:", "relation: same\n    terms:", "18: claims.0.by=0.0: more than 0: it is the m"),
+        ("terms:", "relation: abuve\n    terms:", "21: claims.0.relation=abuve: one of above"),
+        ("    setup: few epochs\n", "", "setup: is missing: the title of a scale"),
+        ("    seeds: 2\n", "    seeds: 0\n", "25: seeds=0: a number of seeds"),
+        ("    seeds: 2\n", "    seed: 2\n", "25: seed: there is no such field of"),
+    ],
+)
+def test_refusals_name_the_line(tmp_path, old, new, said):
+    assert FILE.count(old) == 1
+    with pytest.raises(UserError) as caught:
+        read_file(tmp_path, FILE.replace(old, new))
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("table/mine.yaml:")

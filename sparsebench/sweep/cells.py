@@ -63,11 +63,10 @@ def lay_out(grid: Grid, compose: Composer) -> Cells:
     Raises:
         UserError: one line that also names the overrides of the cell.
     """
-    places = [(i, j) for i in range(len(grid.rows)) for j in range(len(grid.columns))]
     composed: dict[tuple[int, int], DictConfig] = {}
     cells = Cells()
     for seed in grid.seeds:
-        for i, j in places:
+        for i, j in grid.places:
             overrides = grid.overrides(grid.rows[i], grid.columns[j])
             try:
                 if (i, j) not in composed:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sparsebench.sweep.results import Results
-from sparsebench.sweep.sheet import MARKED, Section, Sheet, Text
+from sparsebench.sweep.sheet import CLAIM_HEAD, MARKED, Section, Sheet, Text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,9 +37,16 @@ def markdown(sheet: Sheet, picture: str | None = None) -> str:
             parts.append(f"## {section.heading}")
         parts.append(_markdown_rows(sheet, section))
     parts.append(f"{sheet.legend[:1].upper()}{sheet.legend[1:]}." if sheet.legend else "")
-    if sheet.missing:
-        lines = "\n".join(f"- {_markdown_text(line)}" for line in sheet.missing)
-        parts.append(f"**Without a result:**\n\n{lines}")
+    for heading, lines in (
+        ("Published figures", sheet.sources),
+        ("Differences from the published set-up", sheet.differences),
+        ("Without a result", sheet.missing),
+    ):
+        if lines:
+            items = "\n".join(f"- {_markdown_text(line)}" for line in lines)
+            parts.append(f"**{heading}:**\n\n{items}")
+    if sheet.claims:
+        parts += ["## Claims", _markdown_table(CLAIM_HEAD, sheet.claims)]
     if picture:
         parts.append(f"![{_markdown_text(sheet.title)}]({picture})")
     parts.append("```text\n" + "\n".join(sheet.made) + "\n```")
@@ -46,19 +54,21 @@ def markdown(sheet: Sheet, picture: str | None = None) -> str:
 
 
 def _markdown_rows(sheet: Sheet, section: Section) -> str:
-    def line(fields: list[str]) -> str:
-        return f"| {' | '.join(fields)} |"
-
     rows = [
-        [
-            f"**{text}**" if field.bold else text
-            for field in row
-            if (text := _markdown_text(field.text))
-        ]
+        [f"**{field.text}**" if field.bold and field.text.strip() else field.text for field in row]
         for row in section.rows
     ]
-    rule = [":--", *("--:" for _ in sheet.head[1:])]
-    return "\n".join(map(line, [[*map(_markdown_text, sheet.head)], rule, *rows]))
+    return _markdown_table(sheet.head, rows, numbers=True)
+
+
+def _markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False
+) -> str:
+    """Lines of a table; of numbers all fields but the first stand to the right."""
+    rule = [":--", *("--:" if numbers else ":--" for _ in head[1:])]
+    lines = [[_markdown_text(text) for text in row] for row in (head, *rows)]
+    lines.insert(1, rule)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _markdown_text(text: str) -> str:
@@ -85,7 +95,14 @@ def latex(sheet: Sheet) -> str:
 def _caption(sheet: Sheet) -> str:
     missing = [f"Without a result: {'; '.join(sheet.missing)}."] if sheet.missing else []
     legend = [f"{sheet.legend[:1].upper()}{sheet.legend[1:]}."] if sheet.legend else []
-    return " ".join([f"{sheet.title}.", *filter(None, [sheet.about]), *legend, *missing])
+    sources = [f"Published figures: {'; '.join(sheet.sources)}."] if sheet.sources else []
+    differences = (
+        [f"Differences from the published set-up: {'; '.join(sheet.differences)}."]
+        if sheet.differences
+        else []
+    )
+    about = [sheet.about] if sheet.about else []
+    return " ".join([f"{sheet.title}.", *about, *legend, *sources, *differences, *missing])
 
 
 def _latex_row(fields: list[Text]) -> str:
@@ -150,9 +167,29 @@ def terminal(sheet: Sheet) -> RenderableType:
     legend = sheet.legend.replace(f"{MARKED}:", "*:")
     notes = [Line(text, "dim") for text in (sheet.about, legend) if text]
     facts = Table.grid(padding=(0, 1))
-    for fact in sheet.made:
+    for fact in (*(f"published: {line}" for line in sheet.sources), *sheet.made):
         name, _, value = fact.partition(": ")
         facts.add_row(Line(f"{name}:", "dim"), Line(value, "dim"))
+    claims = [_terminal_claims(sheet)] if sheet.claims else []
     return Group(
-        table, *(Padding(note, (0, 0, 1, 2)) for note in notes), Padding(facts, (0, 0, 1, 2))
+        table,
+        *(Padding(note, (0, 0, 1, 2)) for note in notes),
+        *claims,
+        Padding(facts, (0, 0, 1, 2)),
     )
+
+
+def _terminal_claims(sheet: Sheet) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text as Line
+
+    table = Table(box=box.SIMPLE_HEAD, title=Line("Claims", "bold"), title_justify="left")
+    for i, name in enumerate(CLAIM_HEAD):
+        table.add_column(name, justify="right" if i == 3 else "left")
+    colours = {"supported": "green", "refuted": "red"}
+    for claim in sheet.claims:
+        first, verdict, *others = claim
+        style = colours.get(verdict.split(" (")[0], "yellow")
+        table.add_row(Line(first), Line(verdict, style), *map(Line, others))
+    return table

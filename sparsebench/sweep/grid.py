@@ -7,11 +7,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from sparsebench.config.schema import IGNORED
-from sparsebench.errors import UserError
-from sparsebench.sweep.spec import Axis, Choice, Metric, Picture, TableSpec, seeds_of
+from sparsebench.errors import UserError, bad_value
+from sparsebench.sweep import where
+from sparsebench.sweep.spec import Axis, Choice, Metric, Picture, TableSpec
+from sparsebench.sweep.spec_check import seeds_of
 
 #: What a grid without a table shows of its runs, as far as they have it.
 METRICS = [
@@ -24,11 +27,19 @@ METRICS = [
 
 @dataclass(frozen=True)
 class Line:
-    """A row or a column: how it is called, its value, and the overrides that make it."""
+    """A row or a column: how it is called, its value, and the overrides that make it.
+
+    A row may have cells in some columns ``only``, see :class:`Choice`.
+    """
 
     label: str
     value: Any
     overrides: tuple[str, ...]
+    only: tuple[Any, ...] | None = None
+
+    def named(self, name: Any) -> bool:
+        """Whether this line is meant by a label or a value."""
+        return name == self.label or (self.value is not None and str(name) == str(self.value))
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Grid:
         last: overrides of the command line, which nothing changes.
         seeds: the replicates.
         changed: whether it is not what a YAML in ``configs/table`` says.
+        left_out: row and column numbers of cells that a filter takes out.
     """
 
     spec: TableSpec
@@ -52,6 +64,20 @@ class Grid:
     last: tuple[str, ...]
     seeds: tuple[int, ...]
     changed: bool
+    left_out: frozenset[tuple[int, int]] = frozenset()
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Row and column numbers of the cells there are."""
+        return tuple(p for p in _places(self.rows, self.columns) if p not in self.left_out)
+
+    def place(self, row: Any, column: Any) -> tuple[int, int] | None:
+        """Row and column number of a cell by labels or values; None if it is not there."""
+        for i, j in self.places:
+            only_column = column == "" and len(self.columns) == 1
+            if self.rows[i].named(row) and (self.columns[j].named(column) or only_column):
+                return i, j
+        return None
 
     def overrides(self, row: Line, column: Line) -> list[str]:
         """Overrides of a cell, without the seed; what comes last wins."""
@@ -103,10 +129,16 @@ def read_overrides(arguments: Sequence[str], config_loader: Any = None) -> list[
     return list(found.values())
 
 
-def table_grid(spec: TableSpec, asked: Iterable[Asked], file: str) -> Grid:
-    """The grid of a table, narrowed or changed by the command line."""
+def table_grid(spec: TableSpec, asked: Iterable[Asked], changed: bool = False) -> Grid:
+    """The grid of a table, narrowed or changed by the command line.
+
+    Args:
+        spec: the table.
+        asked: overrides of the command line that are not about the table itself.
+        changed: whether the table itself is not as its YAML says.
+    """
     rows, columns = _lines(spec.rows), _lines(spec.columns)
-    seeds, last, extra, changed = seeds_of(spec, file), [], [], False
+    seeds, last, extra = seeds_of(spec), [], []
     for item in asked:
         changed |= not _ignored(item.name)
         if item.name == "seed":
@@ -121,11 +153,73 @@ def table_grid(spec: TableSpec, asked: Iterable[Asked], file: str) -> Grid:
             last += item.lines()
     if extra:
         rows = _product([rows, *(_axis_lines(item, f"{item.name}=") for item in extra)])
+    left_out: frozenset[tuple[int, int]] = frozenset()
+    if spec.where:
+        rows, columns, left_out = _filtered(spec, rows, columns)
+        changed = True
     if changed:
         about = f"Table '{spec.name}' with other settings than its own: see the command."
         spec = replace(spec, about=about)
     return Grid(
-        spec, tuple(rows), tuple(columns), tuple(spec.overrides), tuple(last), tuple(seeds), changed
+        spec=spec,
+        rows=tuple(rows),
+        columns=tuple(columns),
+        common=tuple(spec.overrides),
+        last=tuple(last),
+        seeds=tuple(seeds),
+        changed=changed,
+        left_out=left_out,
+    )
+
+
+def _places(rows: Sequence[Line], columns: Sequence[Line]) -> list[tuple[int, int]]:
+    """Numbers of the cells there are."""
+    return [
+        (i, j)
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+        if row.only is None or any(column.named(name) for name in row.only)
+    ]
+
+
+def _filtered(
+    spec: TableSpec, rows: Sequence[Line], columns: Sequence[Line]
+) -> tuple[list[Line], list[Line], frozenset[tuple[int, int]]]:
+    """The lines with cells that ``where`` is true of, and the cells of theirs it is not."""
+    expression = where.parse(spec.where or "")
+    known = {name for name in (spec.rows.key, spec.columns.key, "row", "column") if name}
+    if not where.words(expression) & known:
+        said = f"compares none of {', '.join(sorted(known))}"
+        raise bad_value("table.where", spec.where, said, known)
+    kept = [
+        (i, j)
+        for i, j in _places(rows, columns)
+        if where.holds(
+            expression,
+            {
+                "row": rows[i].label,
+                "column": columns[j].label,
+                **({spec.rows.key: rows[i].value} if spec.rows.key else {}),
+                **({spec.columns.key: columns[j].value} if spec.columns.key else {}),
+            },
+        )
+    ]
+    if not kept:
+        values = [f"{line.value}" for line in rows if line.value is not None]
+        said = f"is true of no cell ({spec.rows.key or 'row'} is one of {', '.join(values)})"
+        raise bad_value("table.where", spec.where, said)
+    row_numbers = sorted({i for i, _ in kept})
+    column_numbers = sorted({j for _, j in kept})
+    left_out = {
+        (k, n)
+        for k, i in enumerate(row_numbers)
+        for n, j in enumerate(column_numbers)
+        if (i, j) not in kept
+    }
+    return (
+        [rows[i] for i in row_numbers],
+        [columns[j] for j in column_numbers],
+        frozenset(left_out),
     )
 
 
@@ -158,10 +252,11 @@ def free_grid(asked: Iterable[Asked], subject: str, method: str, seed: int) -> G
         picture=Picture(column_key or row_key, METRICS[0].key, row_key if column_key else ""),
     )
     rows = _product([_axis_lines(item) for item in axes]) if axes else [Line(method, method, ())]
+    lines = _axis_lines(columns) if columns else [Line("", None, ())]
     return Grid(
         spec=spec,
         rows=tuple(rows),
-        columns=tuple(_axis_lines(columns) if columns else [Line("", None, ())]),
+        columns=tuple(lines),
         common=(),
         last=tuple(last),
         seeds=tuple(seeds),
@@ -197,7 +292,8 @@ def _lines(axis: Axis) -> list[Line]:
 def _line(key: str, choice: Choice) -> Line:
     own = [f"{key}={_written(choice.value)}"] if key else []
     label = choice.label or str(choice.value)
-    return Line(label, choice.value, (*own, *choice.overrides))
+    only = None if choice.only is None else tuple(choice.only)
+    return Line(label, choice.value, (*own, *choice.overrides), only)
 
 
 def _narrowed(lines: Sequence[Line], item: Asked) -> list[Line]:
@@ -224,6 +320,7 @@ def _product(axes: Sequence[Sequence[Line]]) -> list[Line]:
             ", ".join(line.label for line in lines),
             None,
             tuple(override for line in lines for override in line.overrides),
+            lines[0].only,
         )
         for lines in itertools.product(*axes)
     ]

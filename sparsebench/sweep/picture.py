@@ -55,9 +55,10 @@ def _lines(axes: Axes, results: Results, metric: Metric) -> None:
     step = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
     moving = [i for i in range(len(grid.rows)) if not results.flat(i)]
     for i, row in enumerate(grid.rows):
-        entries = [results.entries[i, j] for j in range(len(grid.columns))]
+        entries = [results.entries.get((i, j)) for j in range(len(grid.columns))]
         if i not in moving:
-            _band(axes, entries[0], metric, row.label)
+            if level := next(filter(None, entries), None):
+                _band(axes, level, metric, row.label)
             continue
         number = moving.index(i)
         shift = (
@@ -66,7 +67,7 @@ def _lines(axes: Axes, results: Results, metric: Metric) -> None:
         known = [
             (x + shift, e)
             for x, entry in zip(places, entries, strict=True)
-            if (e := entry.estimate(metric))
+            if entry and (e := entry.estimate(metric))
         ]
         _series(axes, known, number, row.label)
     axes.legend(fontsize=8, frameon=False, loc="best")
@@ -103,7 +104,8 @@ def _points(axes: Axes, results: Results, metric: Metric) -> None:
     """One point a row, where there is nothing to draw a line over."""
     grid = results.grid
     for i in range(len(grid.rows)):
-        if found := results.entries[i, 0].estimate(metric):
+        entry = results.entries.get((i, 0))
+        if entry and (found := entry.estimate(metric)):
             half = found.half if found.half is not None else math.nan
             axes.errorbar(
                 found.mean, i, xerr=half, color=COLOURS[0], marker="o", markersize=5, capsize=3

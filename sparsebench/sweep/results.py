@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sparsebench.result import NAME, read_result
 from sparsebench.sweep.cells import Cells, Run
 from sparsebench.sweep.grid import Grid
 from sparsebench.sweep.job import Report
-from sparsebench.sweep.spec import Metric
+from sparsebench.sweep.spec import Metric, Published
 from sparsebench.sweep.statistics import Estimate, estimate
 
 
@@ -69,20 +69,37 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A published figure, in the unit the table shows.
+
+    Attributes:
+        value: the mean, or the only figure there is.
+        std: standard deviation over runs, where it was published.
+        group: the source and what it belongs to.
+    """
+
+    value: float
+    std: float | None
+    group: Published
+
+
+@dataclass(frozen=True)
 class Results:
     """A table with its figures.
 
     Attributes:
         grid: rows, columns and seeds.
-        entries: by row number and column number.
+        entries: by row number and column number; some cells may not be there.
         outcomes: by identity; equal runs are there once.
         metrics: the figures that are shown.
+        published: by row number, column number and metric.
     """
 
     grid: Grid
     entries: Mapping[tuple[int, int], Entry]
     outcomes: Mapping[str, Outcome]
     metrics: tuple[Metric, ...]
+    published: Mapping[tuple[int, int, str], Figure] = field(default_factory=dict)
 
     @property
     def unfinished(self) -> list[Outcome]:
@@ -92,8 +109,9 @@ class Results:
     def flat(self, row: int) -> bool:
         """Whether a row is the same runs in all columns, as dense training is."""
         found = [
-            {o.run.identity for o in self.entries[row, j].by_seed.values()}
-            for j in range(len(self.grid.columns))
+            {o.run.identity for o in entry.by_seed.values()}
+            for (i, _), entry in self.entries.items()
+            if i == row
         ]
         return len(found) > 1 and all(names == found[0] for names in found)
 
@@ -105,8 +123,8 @@ class Results:
         sign = {"max": 1.0, "min": -1.0}.get(metric.better or "", 0.0)
         found = {
             i: e
-            for i in range(len(self.grid.rows))
-            if self.entries[i, column].sparse and (e := self.entries[i, column].estimate(metric))
+            for (i, j), entry in self.entries.items()
+            if j == column and entry.sparse and (e := entry.estimate(metric))
         }
         if not sign or len(found) < 2:
             return set()
@@ -127,11 +145,25 @@ def collect(grid: Grid, cells: Cells, reports: Mapping[str, Report]) -> Results:
     outcomes = {name: _outcome(run, reports.get(name)) for name, run in cells.runs.items()}
     entries = {
         (i, j): Entry({seed: outcomes[cells.of[i, j, seed]] for seed in grid.seeds})
-        for i in range(len(grid.rows))
-        for j in range(len(grid.columns))
+        for i, j in grid.places
     }
     had = [m for m in grid.spec.metric if any(m.key in o.metrics for o in outcomes.values())]
-    return Results(grid, entries, outcomes, tuple(had or grid.spec.metric[:1]))
+    shown = tuple(had or grid.spec.metric[:1])
+    return Results(grid, entries, outcomes, shown, _published(grid))
+
+
+def _published(grid: Grid) -> dict[tuple[int, int, str], Figure]:
+    """The published figures of the cells that the grid has; the first source of each counts."""
+    found: dict[tuple[int, int, str], Figure] = {}
+    for group in grid.spec.published:
+        metric = grid.spec.find_metric(group.metric)
+        for row, value in group.values.items():
+            place = grid.place(row, group.column)
+            if place is None or metric is None:
+                continue
+            mean, std = value if isinstance(value, list) else (value, None)
+            found.setdefault((*place, metric.key), Figure(mean, std, group))
+    return found
 
 
 def _outcome(run: Run, report: Report | None) -> Outcome:

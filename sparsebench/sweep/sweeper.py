@@ -22,11 +22,15 @@ from sparsebench.sweep.cells import Cells, composer, lay_out
 from sparsebench.sweep.grid import Grid, free_grid, read_overrides, table_grid
 from sparsebench.sweep.job import Job, Report
 from sparsebench.sweep.launch import Launch
-from sparsebench.sweep.spec import read_table
+from sparsebench.sweep.spec_check import read_table
 from sparsebench.sweep.watch import Watch
 
 #: Hydra only builds plugins whose name begins like this.
 TARGET = "hydra_plugins.sparsebench.GridSweeper"
+
+
+#: Fields of a table that the command line may set and still have the table as it is.
+OWN_DIALS = {"scale", "seeds", "plan", "order"}
 
 
 class CellsFailed(RuntimeError):
@@ -69,17 +73,26 @@ class GridSweeper(Sweeper):
             raise CellsFailed
 
     def _grid(self, arguments: list[str]) -> Grid:
-        asked = [
-            a for a in read_overrides(arguments, self.context.config_loader) if a.name != "table"
-        ]
+        asked = read_overrides(arguments, self.context.config_loader)
+        about = [item.name.partition(".")[2] for item in asked if item.name.startswith("table.")]
+        asked = [item for item in asked if item.name.partition(".")[0] != "table"]
         config = self._config
         if config.table is None:
             subject = f"{config.model.name} on {config.data.name}"
             return free_grid(asked, subject, config.method.name, config.seed)
-        file = f"table/{config.hydra.runtime.choices.get('table', '?')}.yaml"
         if not isinstance(config.table, DictConfig):
             raise UserError(f"table={config.table}: a table is chosen by +table=NAME")
-        return table_grid(read_table(config.table, file), asked, file)
+        name = config.hydra.runtime.choices.get("table", "?")
+        spec = read_table(config.table, f"table/{name}.yaml", self._path(name), about)
+        return table_grid(spec, asked, changed=bool(set(about) - OWN_DIALS))
+
+    def _path(self, table: str) -> Path | None:
+        """Where the YAML of a table is, for messages."""
+        for source in self.context.config_loader.get_sources():
+            path = Path(source.path) / "table" / f"{table}.yaml"
+            if source.scheme() == "file" and path.exists():
+                return path
+        return None
 
     def _launch(self, cells: Cells, workers: Path) -> dict[str, Report]:
         todo = [run for name, run in cells.runs.items() if name not in cells.done]
