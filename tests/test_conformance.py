@@ -33,6 +33,7 @@ CURVES = {
     "constant": lambda p: 1.0,
     "linear": lambda p: p,
     "cubic": lambda p: 1.0 - (1.0 - p) ** 3,
+    "geometric": lambda p: (1.0 - (1.0 - SPARSITY) ** p) / SPARSITY,  # from dense
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -256,6 +257,8 @@ def test_new_connections_start_from_nothing(name, optimizer, network):
     for t in range(1, STEPS + 1):
         for layer, mask in run.masks[t].items():
             new = mask & ~run.masks[t - 1][layer]
+            if not new.any():
+                continue
             state = run.states[t]["optimizer"]["state"][names.index(layer)]
             tensors = [value for value in state.values() if value.shape == mask.shape]
             assert tensors

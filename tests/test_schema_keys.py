@@ -134,6 +134,8 @@ FLIPS = {
     "method.momentum": changes("0.5", "method=snfs"),
     "method.when": changes("replace"),
     "method.storage": changes("shadow"),
+    "method.rewind": changes("weights", *GMP),
+    "method.ticket": changes("reinit", *GMP, "method.rewind=weights"),
     "distribution.name": changes("balanced"),
     "distribution.power": changes("0.5"),
     "distribution.first_dense": changes("true"),
@@ -230,6 +232,8 @@ IDLE = [
     ("method.grow=random", "method=static"),
     ("method.drop=random", "method=small_dense"),
     ("method.grow_scope=global", "method=snfs"),
+    ("method.ticket=reinit", "method=gmp"),
+    ("method.rewind=weights", "method=small_dense"),
 ]
 
 

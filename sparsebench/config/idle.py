@@ -26,7 +26,16 @@ _DROPPING = (
     "grow_scope",
     "regrow",
 )
-_OF_SPARSE = ("initial", "sparsity_schedule", "drop", "grow", "redistribute", "storage", "when")
+_OF_SPARSE = (
+    "initial",
+    "sparsity_schedule",
+    "drop",
+    "grow",
+    "redistribute",
+    "storage",
+    "when",
+    "rewind",
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ _METHOD = (
     Rule("method", ("redistribute",), lambda cfg: cfg.method.grow_scope != "global",
          "with method.grow_scope=global"),
     Rule("method", ("momentum",), _looks_at_momentum, "without a part that looks at momentum"),
+    Rule("method", ("ticket",), lambda cfg: cfg.method.rewind != "none", "without a method.rewind"),
     Rule("method", ("storage", "when"), _moves, "on masks that never change"),
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from sparsebench.sparsity import registry, scores, updates
 from sparsebench.sparsity.distributions import allocate
 from sparsebench.sparsity.masks import pack, unpack
 from sparsebench.sparsity.method import TrainState
+from sparsebench.sparsity.methods.imp import Rewinding
 from sparsebench.sparsity.scores import Layer, needs_of
 from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, StructureSpec
 from sparsebench.sparsity.topk import compress, count, positions
@@ -52,6 +53,7 @@ class Composed:
         self.sparsity = sparsity if spec.sparse and not spec.shrink else 0.0
         self.distribution = distribution or DistributionSpec()
         self._find_parts(spec, structure or StructureSpec())
+        self._rewinding = Rewinding(spec.rewind, spec.ticket) if spec.rewind != "none" else None
         self._forget()
 
     def _find_parts(self, spec: MethodSpec, structure: StructureSpec) -> None:
@@ -87,6 +89,8 @@ class Composed:
         self._explored: dict[str, Tensor] = {}
         self._fault: str | None = None  # name of a weight whose gradient is not finite
         self._window: Window | None = None
+        if self._rewinding:
+            self._rewinding.kept = {}
 
     # --- the hooks of a method -----------------------------------------------------------
 
@@ -98,6 +102,7 @@ class Composed:
         if target > 0.0:
             self._place(state, target)
         self._explore(state)
+        self._rewind(state)
 
     @torch.no_grad()
     def _place(self, state: TrainState, target: float) -> None:
@@ -149,6 +154,7 @@ class Composed:
     def after_step(self, state: TrainState) -> None:
         """Update the masks if it is time."""
         if not self._is_update(state.step):
+            self._rewind(state)
             return
         if self._fault:
             state.notes.append(
@@ -159,6 +165,7 @@ class Composed:
             self._retarget(state)
             self._exchange(state)
             self._explore(state)
+            self._rewind(state)
         self._gradients = {}
 
     def loss(self, state: TrainState) -> Tensor | None:
@@ -167,9 +174,11 @@ class Composed:
 
     def state_dict(self) -> dict[str, Any]:
         """Momentum and explored positions, as far as a part needs them."""
+        rewinding = {"rewinding": dict(self._rewinding.kept)} if self._rewinding else {}
         return {
             "momentum": dict(self._momentum),
             "explored": {name: pack(mask) for name, mask in self._explored.items()},
+            **rewinding,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -178,6 +187,14 @@ class Composed:
         for name, bits in state["explored"].items():
             before = self._explored[name]
             self._explored[name] = unpack(bits, before.shape).to(before.device)
+        if self._rewinding:
+            self._rewinding.kept = {n: t.clone() for n, t in state["rewinding"].items()}
+
+    def rounds(self, total_steps: int, steps_per_epoch: int) -> Window | None:
+        """The rounds that the learning-rate schedule follows; none unless they are rewound."""
+        if not self._rewinding or self.sparsity == 0.0:
+            return None
+        return Window.of(self.spec, total_steps, steps_per_epoch)
 
     # --- the two halves of an update -------------------------------------------------------
 
@@ -247,6 +264,16 @@ class Composed:
         grown = updates.best(layers, free, self._grow, counts, self.structure)
         for name in layers:
             self._swap(state, name, present[name], dropped[name], grown[name])
+
+    def _rewind(self, state: TrainState) -> None:
+        """Keep the state at the beginning of the window, and go back to it at each update."""
+        if not self._rewinding or self.sparsity == 0.0:
+            return
+        assert self._window is not None
+        if state.step == self._window.begin:
+            self._rewinding.keep(state)
+        elif self._is_update(state.step):
+            self._rewinding.back(state, last=state.step == self._window.last)
 
     def _drop_counts(self, present: Mapping[str, Tensor], fraction: float) -> updates.Counts:
         numbers = {name: count(units) for name, units in present.items()}
@@ -353,3 +380,9 @@ class Composed:
 def _finite(tensor: Tensor) -> bool:
     """Whether all entries are finite: one cheap sum, and only if that is not, a look at each."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def rounds_of(method: object, total_steps: int, steps_per_epoch: int) -> Window | None:
+    """The rounds of any method; none unless it has some (see :meth:`Composed.rounds`)."""
+    found = getattr(method, "rounds", None)
+    return found(total_steps, steps_per_epoch) if found else None

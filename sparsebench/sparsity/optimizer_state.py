@@ -47,3 +47,14 @@ def state_tensors(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> l
         for value in optimizer.state.get(parameter, {}).values()
         if isinstance(value, Tensor) and value.shape == parameter.shape
     ]
+
+
+def forget(optimizers: Iterable[Optimizer]) -> None:
+    """Leave optimizers as if they had taken no step."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, optim.Adagrad):  # the one that has a state from the beginning
+            for state in optimizer.state.values():
+                state["step"].zero_()
+                state["sum"].fill_(optimizer.defaults["initial_accumulator_value"])
+        else:
+            optimizer.state.clear()

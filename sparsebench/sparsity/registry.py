@@ -32,7 +32,8 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 STRUCTURES = {"unstructured": _HERE + "structure.Unstructured"}
 SPARSITY_SCHEDULES = {
-    name: _HERE + "schedules." + name for name in ("constant", "cubic", "linear", "once")
+    name: _HERE + "schedules." + name
+    for name in ("constant", "cubic", "linear", "geometric", "once")
 }
 DROP_SCHEDULES = {
     "cosine": _HERE + "schedules.cosine_decay",

@@ -25,6 +25,18 @@ def linear(progress: float) -> float:
     return min(max(progress, 0.0), 1.0)
 
 
+def geometric(progress: float) -> float:
+    """Straight line in the logarithm of the density: each update removes the same share.
+
+    Of what is left, that is, as in iterative magnitude pruning (arXiv 1803.03635): from dense to
+    sparsity s in n updates, 1 - (1 - s)^(1/n) each time.
+    """
+    return min(max(progress, 0.0), 1.0)
+
+
+geometric.of_log_density = True  # type: ignore[attr-defined]  # functions take attributes
+
+
 def cosine_decay(progress: float) -> float:
     """Half a cosine from 1 to 0 (RigL, arXiv 1911.11134, eq. 1)."""
     return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

@@ -96,3 +96,8 @@ class MethodSpec:
     momentum: float = number(0.9, "[0, 1)", "decay of the momentum of dense gradients")
     when: str = field(default="after", metadata={"choices": ("after", "replace")})
     storage: str = field(default="zeroed", metadata={"choices": ("zeroed", "frozen", "shadow")})
+    rewind: str = field(default="none", metadata={"choices": ("none", "weights", "learning_rate")})
+    ticket: str = field(
+        default="original",
+        metadata={"choices": ("original", "reinit", "random_mask", "shuffled_inputs")},
+    )

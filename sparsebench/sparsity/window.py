@@ -40,6 +40,8 @@ class Window:
         window = cls(begin, end, every, spec.sparsity_schedule == "once")
         if updates(spec):
             _check(spec, window, total_steps)
+        if spec.rewind != "none":
+            _check_rounds(spec, window, total_steps)
         return window
 
     @property
@@ -61,8 +63,30 @@ class Window:
         start = spec.initial_sparsity
         if self.one_shot:
             return start + (final - start) * float(curve(step - self.begin))
-        span = max(self.last - self.begin, 1)
-        return start + (final - start) * float(curve((step - self.begin) / span))
+        share = float(curve((step - self.begin) / max(self.last - self.begin, 1)))
+        if getattr(curve, "of_log_density", False):
+            return 1.0 - float((1.0 - start) ** (1.0 - share) * (1.0 - final) ** share)
+        return start + (final - start) * share
+
+    def place(self, step: int, total_steps: int) -> tuple[int, int]:
+        """Where in its round a step of a method that rewinds is.
+
+        The first round begins at 0. Each update ends a round and takes training back to
+        ``begin``, and the last round takes the steps that are left.
+
+        Args:
+            step: optimizer steps done.
+            total_steps: optimizer steps of the run.
+
+        Returns:
+            The step as the round counts it, and that at which the round is over.
+        """
+        first = self.begin + self.every
+        if step < first:
+            return step, first
+        if step >= self.last:
+            return self.begin + step - self.last, self.begin + total_steps - self.last
+        return self.begin + (step - self.begin) % self.every, first
 
     def drop_fraction(self, spec: MethodSpec, step: int) -> float:
         """The share of weights to drop after ``step`` steps."""
@@ -97,4 +121,18 @@ def _check(spec: MethodSpec, window: Window, total_steps: int) -> None:
         raise UserError(
             f"{said}: no update would happen, since method.every ({window.every} steps) is longer "
             f"than the window from method.begin to method.end ({window.end - window.begin} steps)"
+        )
+
+
+def _check_rounds(spec: MethodSpec, window: Window, total_steps: int) -> None:
+    if spec.drop or spec.sparsity_schedule in ("constant", "once"):
+        raise UserError(
+            f"method.rewind={spec.rewind}: it is for methods that prune in several steps, by a "
+            "method.sparsity_schedule such as geometric and without a method.drop"
+        )
+    if window.last >= total_steps:
+        raise UserError(
+            f"method.end={spec.end}: no step would be left after the last pruning (at step "
+            f"{window.last} of {total_steps}), and with method.rewind={spec.rewind} it is trained "
+            "anew"
         )

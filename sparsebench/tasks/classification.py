@@ -82,7 +82,9 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     from sparsebench.training.trainer import fit
 
     sets = prepared.data
-    module = Classifier(prepared.model, cfg, sets.num_classes, len(sets.input_shape))
+    module = Classifier(
+        prepared.model, cfg, sets.num_classes, len(sets.input_shape), prepared.method
+    )
     sparsify = Sparsify(prepared.method, selector=prepared.selector, seed=cfg.seed, module="model")
     measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
     mirror = Mirror(cfg, folder, measure)

@@ -12,7 +12,7 @@ from torch import nn
 from sparsebench.data import DataSets
 from sparsebench.errors import UserError, bad_value
 from sparsebench.models.probe import refusal
-from sparsebench.sparsity.composed import Composed
+from sparsebench.sparsity.composed import Composed, rounds_of
 from sparsebench.sparsity.forecast import counts
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.optimizer_state import check_optimizer
@@ -47,9 +47,10 @@ def check_run(
     _check_compiler(cfg)
     optimizer = build_optimizer(model, cfg.optimizer, tuple(cfg.allow))
     check_optimizer(optimizer)
-    build_schedule(optimizer, cfg.schedule, per_epoch * cfg.epochs, per_epoch)
+    total = per_epoch * cfg.epochs
     if isinstance(method, Composed):
-        Window.of(method.spec, per_epoch * cfg.epochs, per_epoch)
+        Window.of(method.spec, total, per_epoch)
+    build_schedule(optimizer, cfg.schedule, total, per_epoch, rounds_of(method, total, per_epoch))
 
 
 def check_model(

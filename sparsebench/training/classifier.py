@@ -13,6 +13,8 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparsebench.errors import Diverged
+from sparsebench.sparsity.composed import rounds_of
+from sparsebench.sparsity.method import Method
 from sparsebench.training.optimizers import build_optimizer, build_schedule
 
 _PLAIN = frozenset({"_current_fx_name", "_loss_sum", "_loss_count"})
@@ -27,7 +29,12 @@ class Classifier(LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, cfg: DictConfig, num_classes: int, input_ndim: int
+        self,
+        model: nn.Module,
+        cfg: DictConfig,
+        num_classes: int,
+        input_ndim: int,
+        method: Method | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -36,10 +43,12 @@ class Classifier(LightningModule):
             cfg: the whole config.
             num_classes: number of classes.
             input_ndim: number of dimensions of one input, 3 for images.
+            method: the sparsity method, whose rounds the learning rate follows if it has any.
         """
         super().__init__()
         self.model = model
         self.cfg = cfg
+        self.method = method
         if cfg.trainer.compile:
             model.compile()  # in place: a wrapper would give every weight a second name
         smoothing = cfg.trainer.label_smoothing
@@ -156,7 +165,8 @@ class Classifier(LightningModule):
         allow = tuple(self.cfg.allow)
         optimizer = build_optimizer(self.model, self.cfg.optimizer, allow, fused=fused)
         total = per_epoch * self.cfg.epochs
-        schedule = build_schedule(optimizer, self.cfg.schedule, total, per_epoch)
+        rounds = rounds_of(self.method, total, per_epoch)
+        schedule = build_schedule(optimizer, self.cfg.schedule, total, per_epoch, rounds)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

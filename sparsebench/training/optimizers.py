@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.time import Duration
+from sparsebench.sparsity.window import Window
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "linear", "one_cycle", "constant")
@@ -67,11 +70,38 @@ def _custom(
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: DictConfig, total_steps: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    config: DictConfig,
+    total_steps: int,
+    steps_per_epoch: int,
+    rounds: Window | None = None,
 ) -> LambdaLR:
-    """The learning-rate schedule, stepped after each optimizer step."""
+    """The learning-rate schedule, stepped after each optimizer step.
+
+    With ``rounds``, each of them is a training of its own to the schedule (percent are percent
+    of it), which begins where the round does.
+
+    Raises:
+        UserError: no such schedule, or a warm-up longer than training.
+    """
     if config.name not in SCHEDULES:
         raise bad_value("schedule", config.name, f"one of {', '.join(SCHEDULES)}", SCHEDULES)
+
+    @cache
+    def curve(length: int) -> Callable[[int], float]:
+        return _factors(config, length, steps_per_epoch)
+
+    def factor(step: int) -> float:
+        place, length = rounds.place(step, total_steps) if rounds else (step, total_steps)
+        return curve(length)(place)
+
+    for step in (0, total_steps):  # what is wrong with the first or the last is said now
+        factor(step)
+    return LambdaLR(optimizer, factor)
+
+
+def _factors(config: DictConfig, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Share of the peak rate at each step of a training of so many."""
     warmup = Duration.parse(config.warmup, "schedule.warmup").steps(total_steps, steps_per_epoch)
     if warmup >= total_steps:
         raise bad_value("schedule.warmup", config.warmup, f"training has {total_steps} steps")
@@ -92,7 +122,7 @@ def build_schedule(
             return _one_cycle(step - warmup, total_steps - warmup)
         return _curve(name, (step - warmup) / (total_steps - warmup), final)
 
-    return LambdaLR(optimizer, factor)
+    return factor
 
 
 def _curve(name: str, progress: float, final: float) -> float:
