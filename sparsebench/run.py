@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,10 +13,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsebench.claim import Claimed, Lost, hold, living_owner
 from sparsebench.config.check import check
 from sparsebench.config.identity import run_folder
 from sparsebench.errors import Diverged, Interrupted, UserError, bad_value
-from sparsebench.files import check_room, read_json, sweep_leftovers, write_json, write_text
+from sparsebench.files import check_room, sweep_leftovers, write_text
 from sparsebench.result import NAME, read_result, write_result
 from sparsebench.signals import handling, stop_at_once
 
@@ -25,11 +25,12 @@ TASKS = ("classification", "profile")
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "fresh-last.ckpt")
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, *, wait: bool = True) -> dict[str, Any]:
     """Do what the config asks for, unless it is done.
 
     Args:
         cfg: the composed config.
+        wait: for another process that is doing it.
 
     Returns:
         The content of ``result.json``.
@@ -37,6 +38,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: the config, the data or the machine can't do it; nothing was written, or
             what was there before stands.
+        Claimed: another process is doing it, and ``wait`` is false.
         Interrupted: a signal stopped it; the same call goes on.
     """
     check(cfg)
@@ -46,13 +48,23 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if done := finished(cfg, folder):
         return done
     check_room(folder)
+    if not wait and (owner := living_owner(folder)):
+        raise Claimed(f"{folder} is already running ({owner})")
+    try:
+        return _run(cfg, folder, wait=wait)
+    except Lost as lost:  # after a long sleep, say: now the other one is waited for
+        print(f"sparsebench: {lost}", file=sys.stderr)
+    return run(cfg, wait=wait)
+
+
+def _run(cfg: DictConfig, folder: Path, *, wait: bool) -> dict[str, Any]:
     with handling(stop_at_once), _threads(cfg.trainer.threads):
         task = _load_task(cfg.task.name)
         prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
         check_room(folder, _bytes(getattr(prepared, "model", None)))
         if follows(cfg):
             return _follow(cfg, folder, task, prepared)
-        with _claim(folder):
+        with _claim(folder, wait=wait):
             if done := finished(cfg, folder):  # by another process, while we waited
                 return done
             return _train(cfg, folder, task, prepared)
@@ -145,47 +157,46 @@ def _remove(folder: Path, *names: str) -> None:
 
 
 @contextmanager
-def _claim(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; another process that has it is waited for, and named.
+def _claim(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the run's folder, see :func:`sparsebench.claim.hold`.
 
-    The lock is the operating system's, so that of a dead process is free at once. If the
-    run is refused after all before its first checkpoint, new folders vanish again.
+    If the run is refused after all before its first checkpoint, new folders vanish again.
+
+    Raises:
+        Claimed: another process has it, and ``wait`` is false.
+        Lost: another process has taken it over.
     """
-    from filelock import FileLock, Timeout
-
     new = [path for path in (folder, *folder.parents) if not path.exists()]
+    begun = False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            owner = read_json(folder / "owner.json") or {}
-            said = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-            print(f"sparsebench: {folder} is already running ({said}); waiting", file=sys.stderr)
-            lock.acquire()
-            folder.mkdir(parents=True, exist_ok=True)  # the other one may have been refused
+        with hold(folder, wait=wait) as claim:
+            begun = True
+            try:
+                yield
+            except UserError:
+                if not any((folder / name).exists() for name in CHECKPOINTS):
+                    _undo(new, claim)
+                raise
     except OSError as error:
+        if begun:
+            raise
         raise UserError(f"runs={folder.parent}: can't be written to ({error.strerror})") from error
-    try:
-        write_json(folder / "owner.json", {"pid": os.getpid(), "host": socket.gethostname()})
-        yield
-    except UserError:
-        if not any((folder / name).exists() for name in CHECKPOINTS):
-            _undo(new)
-        raise
-    finally:
-        (folder / "owner.json").unlink(missing_ok=True)
-        lock.release()
 
 
-def _undo(new: list[Path]) -> None:
-    """Remove the folders of a run that was refused, from the innermost, if nobody else is there."""
+def _undo(new: list[Path], claim: Path) -> None:
+    """Remove the folders of a run that was refused, from the innermost, if nobody else is there.
+
+    The claim goes last: without it another process may begin at once.
+    """
     import shutil
 
-    for number, path in enumerate(new):
-        if number == 0:
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+    for path in new[:1]:
+        for inside in [inside for inside in path.iterdir() if inside != claim]:
+            if inside.is_dir():
+                shutil.rmtree(inside, ignore_errors=True)
+            else:
+                inside.unlink(missing_ok=True)
+        claim.unlink(missing_ok=True)
+    for path in new:
+        with contextlib.suppress(OSError):
+            path.rmdir()

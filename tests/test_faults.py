@@ -3,7 +3,6 @@
 Each ends bitwise as one that nobody disturbed.
 """
 
-import json
 import os
 import signal
 import time
@@ -24,6 +23,8 @@ from mortal_runs import (
     load,
     run_of,
 )
+
+from sparsebench.claim import living_owner, owner_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -205,13 +206,14 @@ def test_f7_the_second_of_two_waits_and_trains_nothing(place, whole):
     assert first.wait() == 0
     assert second.wait() == 0  # it would have died at its first step
     assert second.out.read_text().splitlines()[-1] == f"{run}/result.json"
-    assert not (run / "owner.json").exists()
+    assert owner_of(run) is None
     assert_same(run, whole)
 
 
 def test_f7_a_dead_process_holds_nothing(place, whole):
     run = die(place, DIE_AT="15+0")
-    assert json.loads((run / "owner.json").read_text())["host"] == os.uname().nodename
+    assert owner_of(run).host == os.uname().nodename
+    assert living_owner(run) is None
     _, lines = finish(place)
     assert lines == []
     assert_same(run, whole)

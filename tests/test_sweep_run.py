@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsebench.claim import living_owner
 from sparsebench.cli import main
 
 #: A network that fails in a chosen way; in a folder of the user's, found by its import path.
@@ -153,7 +154,7 @@ def test_table_narrowed_lands_beside_the_runs(capsys):
 def test_table_of_ones_own_lands_in_results(folder):
     Path("own/table").mkdir(parents=True)
     Path("own/table/mine.yaml").write_text(
-        "name: mine\ntitle: Mine\nscale: tiny\nrows: {key: method, values: [static]}\n"
+        "name: mine\ntitle: Mine\nscales: {tiny: {setup: small}}\nrows: {key: method, values: [static]}\n"
         "columns: {key: sparsity, values: [0.5]}\n"
         "overrides: [epochs=1, model=tiny_mlp, plots=false, batch_size=256]\n"
     )
@@ -209,7 +210,7 @@ def test_stopped_in_the_middle_the_same_command_goes_on(folder, signum, launcher
     slow = ["model=tiny_mlp", "method=static", "plots=false", "epochs=40", "seed=range(0,4)"]
     words = [*slow, f"hydra/launcher={launcher}"]
     process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: results() and list(Path("runs").glob("*/owner.json")))
+    wait_for(lambda: results() and any(map(living_owner, Path("runs").iterdir())))
     process.send_signal(signum)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code, said

@@ -16,8 +16,8 @@ from typing import Any
 
 from hydra.plugins.launcher import Launcher
 
+from sparsebench.claim import owner_of
 from sparsebench.errors import Interrupted, UserError
-from sparsebench.files import read_json
 from sparsebench.result import NAME
 from sparsebench.signals import handling
 from sparsebench.sweep.cells import Run
@@ -63,10 +63,10 @@ class Launch:
 
     def owner(self, run: Run) -> int | None:
         """Process of this sweep that has, or had when it died, claimed a run."""
-        claim = read_json(run.folder / "owner.json") or {}
-        pid = claim.get("pid")
-        ours = claim.get("host") == socket.gethostname() and (self.workers / str(pid)).exists()
-        return pid if ours else None
+        owner = owner_of(run.folder)
+        if owner is None or owner.host != socket.gethostname():
+            return None
+        return owner.pid if (self.workers / str(owner.pid)).exists() else None
 
     def _attempt(self, runs: Sequence[Run], alone: bool = False) -> None:
         if not runs:
