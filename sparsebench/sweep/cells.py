@@ -30,6 +30,7 @@ class Run:
         label: how it is called on the screen.
         epochs: how long it is.
         sparse: whether its method is sparse.
+        samples: in its training set, if the config tells.
     """
 
     identity: str
@@ -38,6 +39,7 @@ class Run:
     label: str
     epochs: int
     sparse: bool
+    samples: int | None = None
 
 
 @dataclass
@@ -105,6 +107,9 @@ def _add(
         label=", ".join(word for word in words if word),
         epochs=int(cfg.epochs),
         sparse=bool(cfg.method.get("sparse", True)),
+        samples=round(cfg.data.train_size * (cfg.data.subset or 1))
+        if cfg.data.train_size
+        else None,
     )
     if finished(cfg, cells.runs[name].folder) is not None:
         cells.done.add(name)
