@@ -176,7 +176,7 @@ def test_a_config_has_a_comment_and_known_keys(name):
     Options.of(config)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist1d"])
+@pytest.mark.parametrize("name", ["digits", "mnist1d", "mnist1d_shuffled"])
 def test_the_configs_that_need_nothing_load(name):
     sets = load(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
     assert sets.train.shape == sets.input_shape

@@ -18,6 +18,7 @@ from sparsebench.errors import UserError
 from sparsebench.sparsity.spec import MethodSpec
 
 _BUILTIN = "sparsebench.data.builtin."
+_GENERATED = ("digits", "mnist1d", "mnist1d_shuffled")
 _DROPPING = (
     "drop_fraction",
     "drop_schedule",
@@ -95,7 +96,7 @@ _TABLES = (
     Rule("data", ("args",), _own_data, "without a data._target_ of your own"),
     Rule("data", ("path",), lambda cfg: _own_data(cfg) or cfg.data.name == "hf", "without data=hf"),
     Rule("data", ("image_column", "label_column", "train_split", "test_split"),
-         lambda cfg: _own_data(cfg) or cfg.data.name not in ("digits", "mnist1d"),
+         lambda cfg: _own_data(cfg) or cfg.data.name not in _GENERATED,
          "with data that are not in files"),
 )  # fmt: skip
 _METHOD = (

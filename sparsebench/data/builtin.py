@@ -21,6 +21,8 @@ from sparsebench.data.stratify import others, stratified
 
 Config = Mapping[str, Any]
 
+_TEN = tuple(str(name) for name in range(10))
+
 
 def digits(config: Config) -> Source:
     """The 1,797 handwritten 8x8 digits inside scikit-learn; 1,437 to train, 360 to test.
@@ -35,8 +37,7 @@ def digits(config: Config) -> Source:
     train = stratified(labels, 1437, "digits")
     test = others(train, len(labels))
     tensors = _tensors(images[train], labels[train], images[test], labels[test])
-    names = tuple(str(name) for name in range(10))
-    return in_memory(tensors, Recipe(scale=16.0), Options.of(config), digest(tensors), names)
+    return in_memory(tensors, Recipe(scale=16.0), Options.of(config), digest(tensors), _TEN)
 
 
 def mnist1d(config: Config) -> Source:
@@ -46,10 +47,29 @@ def mnist1d(config: Config) -> Source:
     arXiv 2011.14439; package ``mnist1d`` at its default settings.
     """
     options = Options.of(config)
+    tensors, sha256 = _mnist1d(options)
+    return in_memory(tensors, Recipe(), options, sha256, _TEN)
+
+
+def mnist1d_shuffled(config: Config) -> Source:
+    """MNIST-1D with the 40 values of each signal in another order, the same for all signals.
+
+    What a model can't know any more is which values are neighbours. The order is that of the
+    notebook ``mnist1d-classification`` of the repository greydanus/mnist1d.
+    """
+    import numpy as np
+
+    options = Options.of(config)
+    tensors, _ = _mnist1d(options)
+    order = torch.from_numpy(np.random.RandomState(42).permutation(40))  # noqa: NPY002 - its own
+    shuffled = {n: t[:, order] if n.endswith("_images") else t for n, t in tensors.items()}
+    return in_memory(shuffled, Recipe(), options, digest(shuffled), _TEN)
+
+
+def _mnist1d(options: Options) -> tuple[dict[str, Tensor], str]:
     versions = [version(package) for package in ("mnist1d", "numpy", "scipy")]
     tensors, text = cached("mnist1d", key_of([], *versions), _generate_mnist1d, options.cache)
-    names = tuple(str(name) for name in range(10))
-    return in_memory(tensors, Recipe(), options, text["sha256"], names)
+    return tensors, text["sha256"]
 
 
 def _generate_mnist1d() -> Decoded:

@@ -18,8 +18,8 @@ from sparsebench.data.stratify import amount, others, stratified
 from sparsebench.errors import UserError, bad_value
 
 NAMES = (
-    *("digits", "mnist1d", "mnist", "fashion_mnist", "cifar10", "cifar100"),
-    *("tiny_imagenet", "imagenet", "hf"),
+    *("digits", "mnist1d", "mnist1d_shuffled", "mnist", "fashion_mnist"),
+    *("cifar10", "cifar100", "tiny_imagenet", "imagenet", "hf"),
 )
 
 
