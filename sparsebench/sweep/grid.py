@@ -137,7 +137,8 @@ def table_grid(spec: TableSpec, asked: Iterable[Asked], changed: bool = False) -
         asked: overrides of the command line that are not about the table itself.
         changed: whether the table itself is not as its YAML says.
     """
-    rows, columns = _lines(spec.rows), _lines(spec.columns)
+    columns = _lines(spec.columns)
+    rows = [line for line in _lines(spec.rows) if _places([line], columns)]
     seeds, last, extra = seeds_of(spec), [], []
     for item in asked:
         changed |= not _ignored(item.name)

@@ -30,12 +30,16 @@ def draw(results: Results) -> Figure | None:
     metric = next((m for m in results.metrics if picture and m.key == picture.y), None)
     if picture is None or metric is None:
         return None
-    across = picture.x == results.grid.spec.columns.key and len(results.grid.columns) > 1
+    against = next((m for m in results.metrics if m.key == picture.x), None)
+    axis = results.grid.spec.columns.key or "column"
+    across = picture.x == axis and len(results.grid.columns) > 1
     if not any(entry.estimate(metric) for entry in results.entries.values()):
         return None
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    if across:
+    if against is not None:
+        _scatter(axes, results, metric, against)
+    elif across:
         _lines(axes, results, metric)
     else:
         _points(axes, results, metric)
@@ -114,6 +118,37 @@ def _points(axes: Axes, results: Results, metric: Metric) -> None:
     axes.set_ylim(len(grid.rows) - 0.5, -0.5)
     axes.set_xlabel(_measured(results, metric))
     axes.set_ylabel(grid.spec.rows.label or grid.spec.rows.key)
+
+
+def _scatter(axes: Axes, results: Results, metric: Metric, against: Metric) -> None:
+    """One point a cell: the colour says the row, the marker the column."""
+    grid = results.grid
+    for i, row in enumerate(grid.rows):
+        for j in range(len(grid.columns)):
+            entry = results.entries.get((i, j))
+            y = entry.estimate(metric) if entry else None
+            x = entry.estimate(against) if entry else None
+            if y is None or x is None:
+                continue
+            flat = results.flat(i)
+            if flat and (i, j) != min(place for place in results.entries if place[0] == i):
+                continue
+            axes.errorbar(
+                x.mean,
+                y.mean,
+                yerr=y.half if y.half is not None else math.nan,
+                color="#555555" if flat else COLOURS[i % len(COLOURS)],
+                marker=MARKERS[j % len(MARKERS)],
+                markerfacecolor="white" if i >= len(COLOURS) else None,
+                linestyle="none",
+                markersize=6,
+                elinewidth=1.0,
+                capsize=3,
+                label=", ".join(filter(None, [row.label, "" if flat else grid.columns[j].label])),
+            )
+    axes.set_xlabel(against.label or against.key)
+    axes.set_ylabel(_measured(results, metric))
+    axes.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _measured(results: Results, metric: Metric) -> str:

@@ -68,9 +68,11 @@ def write(results: Results, shown: Sheet, folder: Path) -> list[Path]:
 
 
 def _command(grid: Grid) -> str:
-    if not grid.changed and grid.spec.command:
-        return grid.spec.command
-    return f"sparsebench {shlex.join(sys.argv[1:])}"
+    if grid.changed:
+        return f"sparsebench {shlex.join(sys.argv[1:])}"
+    spec, seeds = grid.spec, list(grid.seeds)
+    number: object = len(seeds) if seeds == list(range(len(seeds))) else f"'{seeds}'"
+    return f"sparsebench -m +table={spec.name} table.scale={spec.scale} table.seeds={number}"
 
 
 def _digest(grid: Grid, cells: Cells) -> str:

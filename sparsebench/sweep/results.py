@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,11 @@ class Entry:
 
     Attributes:
         by_seed: the outcome of each seed that was asked for.
+        references: of the same column, by what ``per`` of a metric calls their row.
     """
 
     by_seed: Mapping[int, Outcome]
+    references: Mapping[Any, Entry] = field(default_factory=dict)
 
     @property
     def asked(self) -> int:
@@ -60,7 +62,12 @@ class Entry:
     def values(self, metric: Metric) -> dict[int, float]:
         """A figure by seed, of the runs that have finished and have it."""
         found = {s: o.metrics.get(metric.key) for s, o in self.by_seed.items()}
-        return {s: v for s, v in found.items() if isinstance(v, int | float)}
+        values = {s: v for s, v in found.items() if isinstance(v, int | float)}
+        if metric.per is None:
+            return values
+        reference = self.references.get(metric.per)
+        base = reference.values(replace(metric, per=None)) if reference else {}
+        return {s: v / base[s] for s, v in values.items() if base.get(s)}
 
     def estimate(self, metric: Metric) -> Estimate | None:
         """Mean and interval in the metric's unit."""
@@ -147,9 +154,20 @@ def collect(grid: Grid, cells: Cells, reports: Mapping[str, Report]) -> Results:
         (i, j): Entry({seed: outcomes[cells.of[i, j, seed]] for seed in grid.seeds})
         for i, j in grid.places
     }
+    for per in {metric.per for metric in grid.spec.metric} - {None}:
+        entries = {place: _beside(grid, entries, place, per) for place in entries}
     had = [m for m in grid.spec.metric if any(m.key in o.metrics for o in outcomes.values())]
     shown = tuple(had or grid.spec.metric[:1])
     return Results(grid, entries, outcomes, shown, _published(grid))
+
+
+def _beside(
+    grid: Grid, entries: Mapping[tuple[int, int], Entry], place: tuple[int, int], per: Any
+) -> Entry:
+    """A cell with the one of another row that its figures are divided by."""
+    found = [e for (i, j), e in entries.items() if j == place[1] and grid.rows[i].named(per)]
+    entry = entries[place]
+    return replace(entry, references={**entry.references, per: found[0]}) if found else entry
 
 
 def _published(grid: Grid) -> dict[tuple[int, int, str], Figure]:

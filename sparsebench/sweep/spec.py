@@ -21,10 +21,11 @@ class Choice:
     """One row or one column.
 
     Attributes:
-        value: what the axis's key is set to; part of every override of this row.
+        value: what the axis's key is set to; a short name where the axis has no key.
         label: how it is called in the table; the value itself if null.
         overrides: further overrides that belong to it.
-        only: of a row: the columns (label or value) it has cells in; all if null.
+        only: of a row: the columns (label or value) it has cells in; all if null. A row
+            that has none at a scale is not part of that scale.
     """
 
     value: Any = None
@@ -64,6 +65,8 @@ class Metric:
         better: which end is better, or null where neither is.
         summary: ``interval`` for mean and 95 % interval over seeds, ``range`` for figures
             that are counted exactly and only have a range if seeds differ.
+        per: a row (label or value): each figure is divided by that row's figure of the same
+            column and seed.
     """
 
     key: str = "test/accuracy"
@@ -72,11 +75,16 @@ class Metric:
     factor: float = 1.0
     better: str | None = None
     summary: str = "interval"
+    per: Any = None
 
 
 @dataclass
 class Picture:
-    """What the figure shows: one line a ``series``, over ``x``; both are keys of an axis."""
+    """What the figure shows: ``y``, a metric, over ``x``.
+
+    Where ``x`` is the key of an axis there is one line a ``series``, the key of the other;
+    where it is a metric too, such as FLOPs, there is one point a cell.
+    """
 
     x: str = ""
     y: str = ""
@@ -148,14 +156,13 @@ class TableSpec:
     """A table at one of its scales.
 
     Attributes:
-        name: part of the folder ``results/<name>/<scale>``.
+        name: that of its file; part of the folder ``results/<name>/<scale>``.
         title: stands above the table.
         scale: how near to a published set-up, such as ``quick`` or ``paper``.
         setup: what is trained on what and how long; part of the title of any scale but
             ``paper``.
         about: what to know when reading it, in a sentence or two.
         differences: where this scale departs from the published set-up, one line each.
-        command: the command that makes it.
         rows: the rows.
         columns: the columns; one cell a row if there are none.
         overrides: what all cells have in common.
@@ -164,6 +171,8 @@ class TableSpec:
         picture: the figure; null for none.
         published: figures of papers.
         claims: statements of papers.
+        variables: words that stand as ``{word}`` in overrides, so that a scale can say how
+            much a row's share of it is.
         where: keeps the rows and columns it is true of, such as ``method in [rigl, set]``.
         order: of the runs: ``table``, ``shortest`` or ``longest`` first.
         plan: show what would be run, and run nothing.
@@ -175,7 +184,6 @@ class TableSpec:
     setup: str = ""
     about: str = ""
     differences: list[str] = field(default_factory=list)
-    command: str = ""
     rows: Axis = field(default_factory=Axis)
     columns: Axis = field(default_factory=lambda: Axis(values=[Choice(label="")]))
     overrides: list[str] = field(default_factory=list)
@@ -184,6 +192,7 @@ class TableSpec:
     picture: Picture | None = None
     published: list[Published] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    variables: dict[str, Any] = field(default_factory=dict)
     where: str | None = None
     order: str = "table"
     plan: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,14 +41,22 @@ def read_table(
     """
     given = OmegaConf.to_container(node, resolve=True)
     assert isinstance(given, dict)
-    scales = read_scales(given, At(file, path), last)
+    at = At(file, path)
+    scales = read_scales(given, at, last)
     for scale in scales.values():
         _check(scale.spec, scale.at)
+    _check_only(scales)
     _check_places_of_published(scales)
+    for scale in scales.values():
+        _check_claims(scale, scales)
     name = str(given.get("scale", next(iter(scales))))
     if name not in scales:
         raise bad_value("table.scale", name, f"one of {', '.join(scales)} is needed", scales)
-    return scales[name].spec
+    spec = scales[name].spec
+    if spec.name != Path(file).stem:
+        raise (at / "name").refuse(spec.name, f"the file's name is needed, {Path(file).stem}")
+    here = [c for c in spec.claims if all(spec.has_cell(t.row, t.column) for t in c.terms)]
+    return replace(spec, claims=here)
 
 
 def seeds_of(spec: TableSpec, at: object = "table") -> list[int]:
@@ -82,16 +91,18 @@ def _check(spec: TableSpec, place: Callable[[str], At]) -> None:
     if spec.rows.key and spec.rows.key == spec.columns.key:
         key = place("columns") / "key"
         raise key.refuse(spec.columns.key, "the rows have this key already")
-    _check_only(spec, place("rows") / "values")
     if not spec.metric:
         raise place("metric").missing("at least one figure is needed")
     for i, metric in enumerate(spec.metric):
         _check_metric(metric, place("metric") / i)
+        if metric.per is not None and not any(row.named(metric.per) for row in spec.rows.values):
+            labels = [str(row.label) for row in spec.rows.values]
+            at = place("metric") / i / "per"
+            raise at.refuse(metric.per, f"one of the rows {', '.join(labels)}", labels)
     if spec.picture:
         _check_picture(spec, spec.picture, place("picture"))
     for i, group in enumerate(spec.published):
         _check_published(spec, group, place("published") / i)
-    _check_claims(spec, place("claims"))
 
 
 def _check_axis(axis: Axis, at: At) -> None:
@@ -113,18 +124,19 @@ def _check_axis(axis: Axis, at: At) -> None:
         labels.add(choice.label)
 
 
-def _check_only(spec: TableSpec, at: At) -> None:
-    """A row names columns there are, and at least one."""
-    for i, row in enumerate(spec.rows.values):
-        if row.only is None:
-            continue
-        if not row.only:
-            raise (at / i / "only").missing("no cell fills this row; leave 'only' out for all")
-        for name in row.only:
-            if not any(column.named(name) for column in spec.columns.values):
-                labels = [str(column.label) for column in spec.columns.values]
-                said = f"one of the columns {', '.join(labels)}"
-                raise (at / i / "only").refuse(name, said, labels)
+def _check_only(scales: Mapping[str, Scale]) -> None:
+    """What a row is ``only`` in are columns of some scale, and every row has a cell in some."""
+    columns = [c for scale in scales.values() for c in scale.spec.columns.values]
+    filled = {str(row.label) for scale in scales.values() for row, _ in scale.spec.cells()}
+    for scale in scales.values():
+        for i, row in enumerate(scale.spec.rows.values):
+            at = scale.at("rows") / "values" / i / "only"
+            for name in row.only or ():
+                if not any(column.named(name) for column in columns):
+                    labels = list(dict.fromkeys(str(column.label) for column in columns))
+                    raise at.refuse(name, f"one of the columns {', '.join(labels)}", labels)
+            if row.label not in filled:
+                raise at.missing("no cell fills this row; leave 'only' out for all columns")
 
 
 def _check_metric(metric: Metric, at: At) -> None:
@@ -141,10 +153,11 @@ def _check_metric(metric: Metric, at: At) -> None:
 
 def _check_picture(spec: TableSpec, picture: Picture, at: At) -> None:
     axes = [spec.rows.key or "row", spec.columns.key or "column"]
-    if picture.x not in axes:
-        said = f"the key of an axis ({', '.join(axes)})"
-        raise (at / "x").refuse(picture.x, said, axes)
-    if picture.series not in axes or picture.series == picture.x:
+    keys = [metric.key for metric in spec.metric]
+    if picture.x not in (*axes, *keys):
+        said = f"the key of an axis ({', '.join(axes)}) or of a metric ({', '.join(keys)})"
+        raise (at / "x").refuse(picture.x, said, [*axes, *keys])
+    if picture.x in axes and (picture.series not in axes or picture.series == picture.x):
         raise (at / "series").refuse(picture.series, "the key of the other axis", axes)
     _check_key(spec, picture.y, at / "y")
 
@@ -180,31 +193,32 @@ def _check_places_of_published(scales: Mapping[str, Scale]) -> None:
                     raise UserError(f"{at}: {said}")
 
 
-def _check_claims(spec: TableSpec, at: At) -> None:
+def _check_claims(scale: Scale, scales: Mapping[str, Scale]) -> None:
+    """A claim is whole, and its cells are those of at least one scale that has the claim."""
     names: set[str] = set()
-    for i, claim in enumerate(spec.claims):
-        here = at / i
+    for i, claim in enumerate(scale.spec.claims):
+        at = scale.at("claims") / i
         for name in ("id", "claim", "source"):
             if not getattr(claim, name).strip():
-                raise (here / name).missing()
+                raise (at / name).missing()
         if claim.id in names:
-            raise (here / "id").refuse(claim.id, "is there twice")
+            raise (at / "id").refuse(claim.id, "is there twice")
         names.add(claim.id)
         if claim.relation not in RELATIONS:
             said = f"one of {', '.join(RELATIONS)}"
-            raise (here / "relation").refuse(claim.relation, said, RELATIONS)
-        _check_key(spec, claim.metric, here / "metric")
-        _check_terms(spec, claim, here)
+            raise (at / "relation").refuse(claim.relation, said, RELATIONS)
+        if claim.by < 0 or (claim.relation in ("as_good", "same") and claim.by == 0):
+            least = "at least 0" if claim.by < 0 else "more than 0: it is the margin"
+            raise (at / "by").refuse(claim.by, f"{least} is needed")
+        _check_key(scale.spec, claim.metric, at / "metric")
+        _check_terms(claim, [s.spec for s in scales.values() if claim in s.spec.claims], at)
 
 
-def _check_terms(spec: TableSpec, claim: Claim, at: At) -> None:
-    if claim.by < 0 or (claim.relation in ("as_good", "same") and claim.by == 0):
-        least = "more than 0: it is the margin" if claim.relation != "above" else "at least 0"
-        raise (at / "by").refuse(claim.by, f"{least} is needed")
+def _check_terms(claim: Claim, specs: Sequence[TableSpec], at: At) -> None:
     if not claim.terms:
         raise (at / "terms").missing("the claim is about no cell")
     for i, term in enumerate(claim.terms):
-        if not spec.has_cell(term.row, term.column):
-            rows = [str(row.label) for row in spec.rows.values]
+        if not any(spec.has_cell(term.row, term.column) for spec in specs):
+            rows = [str(row.label) for spec in specs for row in spec.rows.values]
             said = f"there is no cell of row '{term.row}' and column '{term.column}'"
             raise (at / "terms" / i).refuse(f"{term.row}, {term.column}", said, rows)

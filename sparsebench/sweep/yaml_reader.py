@@ -102,7 +102,20 @@ def _table(given: dict[Any, Any], at: At, places: dict[str, At]) -> TableSpec:
         _known(TableSpec, key, places.get(key, at / key))
     hints = get_type_hints(TableSpec)
     values = {key: read(hints[key], value, places.get(key, at)) for key, value in given.items()}
-    return TableSpec(**values)
+    return _filled(TableSpec(**values))
+
+
+def _filled(spec: TableSpec) -> TableSpec:
+    """The table with its variables in place, in the overrides of all and of rows and columns."""
+
+    def fill(overrides: list[str]) -> list[str]:
+        for name, value in spec.variables.items():
+            overrides = [text.replace(f"{{{name}}}", str(value)) for text in overrides]
+        return overrides
+
+    for choice in (*spec.rows.values, *spec.columns.values):
+        choice.overrides = fill(choice.overrides)
+    return replace(spec, overrides=fill(spec.overrides))
 
 
 def read(kind: Any, given: Any, at: At) -> Any:

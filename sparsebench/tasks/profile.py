@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,15 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         "flops/training_relative": training.relative,
         "flops/dense_gradient_steps": sum(s.dense_gradient_steps for s in prepared.stretches),
         "size/bytes": model_size_bytes(sizes, last, dense_values=everything - weights),
+        "size/bytes_folded": model_size_bytes(sizes, last, dense_values=_outputs(parameters, last)),
         "steps": sum(s.steps for s in prepared.stretches),
     }
+    paper = training.total  # RigL's closed form is for the methods it is about
     if "gradient" in prepared.method.needs and prepared.method.sparsity:
-        paper = rigl_closed_form(forward, prepared.dense_forward, prepared.interval)
-        metrics["flops/training_relative_paper"] = paper / (3 * prepared.dense_forward)
+        sample = rigl_closed_form(forward, prepared.dense_forward, prepared.interval)
+        paper = sample * metrics["steps"] * cfg.batch_size
+        metrics["flops/training_relative_paper"] = sample / (3 * prepared.dense_forward)
+    metrics["flops/training_paper"] = paper
     layers = {
         name: {
             "order": order,
@@ -109,6 +114,11 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         for order, name in enumerate(last)
     }
     return {"metrics": metrics, "layers": layers, "notes": _notes(prepared.method)}
+
+
+def _outputs(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> int:
+    """One bias for each output of the layers: what is left of normalisation once it is folded."""
+    return sum(parameters[name].shape[0] for name in names)
 
 
 def _images(cfg: DictConfig) -> int:
