@@ -146,15 +146,19 @@ def test_values_without_spread_say_all_but_on_the_bound():
 
 
 def test_worked_example_of_equivalence():
-    """R's TOSTER: mean 0.54, deviation 1.2, n = 100, 0.5 within 0.3 deviations."""
-    found = Student(0.54, 0.12, 99)
-    assert found.p_above(0.5 - 0.36) == pytest.approx(stats.t.sf(3 + 1 / 3, 99))
-    assert found.p_below(0.5 + 0.36) == pytest.approx(stats.t.cdf(-3 + 1 / 3, 99))
+    """statsmodels' ``ttost_paired`` within 0.5 hours: t = -2.7766, 0.98924; -5.3476, 0.00023190."""
+    found = student([a - b for a, b in zip(FIRST, SECOND, strict=True)])
+    assert (found.mean + 0.5) / found.error == pytest.approx(-2.7766442392737973)
+    assert (found.mean - 0.5) / found.error == pytest.approx(-5.347611127490276)
+    assert found.p_above(-0.5) == pytest.approx(0.9892407566216127)
+    assert found.p_below(0.5) == pytest.approx(0.00023190270448159315)
 
 
 def test_worked_example_of_holm():
     """As statsmodels' ``multipletests(p, method="holm")`` and R's ``p.adjust``."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    spread = [0.042, 0.001, 0.031, 0.014, 0.007]
+    assert holm(spread) == pytest.approx([0.062, 0.005, 0.062, 0.042, 0.028])
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
