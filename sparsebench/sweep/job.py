@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import traceback
@@ -10,12 +11,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sparsebench.claim import Claimed
 from sparsebench.errors import Interrupted, UserError
+from sparsebench.sweep.cores import settle
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended: ``finished``, ``diverged``, ``failed``, ``refused`` or ``interrupted``."""
+    """How a run ended: ``finished``, ``diverged``, ``failed``, ``refused`` or ``interrupted``.
+
+    ``elsewhere`` is one that has not ended: another process is doing it.
+    """
 
     status: str
     error: str = ""
@@ -27,7 +33,8 @@ class Job:
 
     Attributes:
         parent: process id of the sweep.
-        workers: folder where each process that runs cells leaves its id.
+        workers: folder where each process that runs cells leaves its id; other nodes do not
+            have it.
     """
 
     parent: int
@@ -39,14 +46,16 @@ class Job:
         Raises:
             Interrupted: a signal came while the run was in the sweep's own process.
         """
-        elsewhere = os.getpid() != self.parent
-        (self.workers / str(os.getpid())).touch()
-        if elsewhere:  # the terminal's Ctrl-C is for the sweep, which passes it on to its runs
+        apart = os.getpid() != self.parent or not self.workers.is_dir()
+        with contextlib.suppress(OSError):
+            (self.workers / str(os.getpid())).touch()
+        if apart:  # the terminal's Ctrl-C is for the sweep, which passes it on to its runs
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            settle(self.workers, cfg.trainer.threads)
         try:
             return _report(cfg)
         except Interrupted as error:
-            if not elsewhere:
+            if not apart:
                 raise
             return Report("interrupted", str(error))
 
@@ -55,7 +64,9 @@ def _report(cfg: DictConfig) -> Report:
     from sparsebench.run import run
 
     try:
-        result = run(cfg)
+        result = run(cfg, wait=False)
+    except Claimed as error:
+        return Report("elsewhere", str(error))
     except UserError as error:
         return Report("refused", str(error))
     except SystemExit as error:  # of someone's own model: it must not end the other runs

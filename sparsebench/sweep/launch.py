@@ -16,15 +16,17 @@ from typing import Any
 
 from hydra.plugins.launcher import Launcher
 
-from sparsebench.claim import owner_of
+from sparsebench.claim import living_owner, owner_of
 from sparsebench.errors import Interrupted, UserError
-from sparsebench.result import NAME
+from sparsebench.result import NAME, read_result
 from sparsebench.signals import handling
 from sparsebench.sweep.cells import Run
 from sparsebench.sweep.job import Report
 
 #: Seconds that runs in other processes have to write their checkpoints after Ctrl-C.
 PATIENCE = 10.0
+#: Seconds between two looks at runs that others are doing.
+PERIOD = 1.0
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Launch:
         extra: overrides of every run that only say how it is run.
         reports: by identity, of the runs that have ended.
         stamps: by identity, when a result from before was written.
+        elsewhere: by identity, runs that were found in the hands of another process.
     """
 
     launcher: Launcher
@@ -44,9 +47,12 @@ class Launch:
     extra: Sequence[str] = ()
     reports: dict[str, Report] = field(default_factory=dict)
     stamps: dict[str, int | None] = field(default_factory=dict)
+    elsewhere: dict[str, Run] = field(default_factory=dict)
 
     def all(self, runs: Sequence[Run]) -> None:
         """Do all runs; where a process dies, find the run that kills it, and do the others.
+
+        What other sweeps are doing comes last: it is waited for, and done here if they die.
 
         Raises:
             Interrupted: by a signal.
@@ -54,6 +60,22 @@ class Launch:
         self.stamps = {run.identity: stamp(run) for run in runs}
         with handling(_passing_on(self, runs)):
             self._attempt(runs)
+            while self.elsewhere:
+                self._look_elsewhere()
+
+    def _look_elsewhere(self) -> None:
+        """Note what others have done, and do what they have left."""
+        left = [run for run in self.elsewhere.values() if not living_owner(run.folder)]
+        for run in list(self.elsewhere.values()):
+            if self.ended(run) and (result := read_result(run.folder)):
+                said = Report(result["status"], result.get("error") or "")
+                self.reports[run.identity] = said
+                del self.elsewhere[run.identity]
+        left = [run for run in left if self.elsewhere.pop(run.identity, None)]
+        if left:
+            self._attempt(left)
+        elif self.elsewhere:
+            time.sleep(PERIOD)
 
     def ended(self, run: Run) -> bool:
         """Whether a run has ended in this sweep."""
@@ -75,7 +97,7 @@ class Launch:
             jobs = [[*run.overrides, *self.extra] for run in runs]
             returns = self.launcher.launch(jobs, initial_job_idx=0)
         except Exception as error:  # a process died, or the launcher itself failed
-            if not any(self.workers.iterdir()):
+            if not any(self.workers.glob("[0-9]*")):  # no process has begun
                 raise UserError(f"hydra/launcher: {_short(error)}") from error
             if alone:
                 self.reports[runs[0].identity] = Report("killed", _death(error))
@@ -83,7 +105,11 @@ class Launch:
                 self._after_death([run for run in runs if not self.ended(run)])
             return
         for run, back in zip(runs, returns, strict=True):
-            self.reports[run.identity] = _report(back)
+            report = _report(back)
+            if report.status == "elsewhere":
+                self.elsewhere[run.identity] = run
+            else:
+                self.reports[run.identity] = report
 
     def _after_death(self, pending: Sequence[Run]) -> None:
         """Those that were running are suspects, and are tried again one at a time."""

@@ -19,9 +19,11 @@ from omegaconf import DictConfig
 
 from sparsebench.errors import Interrupted, UserError
 from sparsebench.sweep.cells import Cells, composer, lay_out
+from sparsebench.sweep.cores import available, divide
 from sparsebench.sweep.grid import Grid, free_grid, read_overrides, table_grid
 from sparsebench.sweep.job import Job, Report
 from sparsebench.sweep.launch import Launch
+from sparsebench.sweep.order import costs_of, ordered
 from sparsebench.sweep.spec_check import read_table
 from sparsebench.sweep.watch import Watch
 
@@ -40,13 +42,15 @@ class CellsFailed(RuntimeError):
 class GridSweeper(Sweeper):
     """Runs what is missing of a grid, then makes the table."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
+    def __init__(self, params: dict[str, str] | None = None, order: str = "table") -> None:
         """Take sweeps that are written in a config (``hydra.sweeper.params``).
 
         Args:
             params: override keys to values, in the grammar of the command line.
+            order: of the runs: ``shortest`` or ``longest`` first, or as the ``table`` says.
         """
         self.params = dict(params or {})
+        self.order = order
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -66,7 +70,7 @@ class GridSweeper(Sweeper):
         grid = self._grid([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
         cells = lay_out(grid, composer(self.context.config_loader, self._config))
         with tempfile.TemporaryDirectory(prefix="sparsebench-") as workers:
-            reports = self._launch(cells, Path(workers))
+            reports = self._launch(cells, Path(workers), self._order(grid))
         from sparsebench.sweep.report import report
 
         if not report(grid, cells, reports, Path(self._config.runs), quiet=self._config.quiet):
@@ -94,13 +98,23 @@ class GridSweeper(Sweeper):
                 return path
         return None
 
-    def _launch(self, cells: Cells, workers: Path) -> dict[str, Report]:
+    def _order(self, grid: Grid) -> str:
+        return grid.spec.order if self.order == "table" else self.order
+
+    def _launch(self, cells: Cells, workers: Path, order: str) -> dict[str, Report]:
         todo = [run for name, run in cells.runs.items() if name not in cells.done]
+        costs = costs_of(cells, todo)
+        todo = ordered(todo, order, costs.of)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=Job(os.getpid(), workers), config=self._config
         )
-        launch = Launch(launcher, workers, self._extra())
-        watch = Watch(launch, todo, len(cells.done), quiet=self._config.quiet)
+        at_once = self._at_once()
+        if at_once:
+            divide(workers, at_once)
+        launch = Launch(launcher, workers, self._extra(at_once))
+        watch = Watch(
+            launch, todo, len(cells.done), costs, at_once=at_once, quiet=self._config.quiet
+        )
         try:
             with watch:
                 launch.all(todo)
@@ -109,16 +123,22 @@ class GridSweeper(Sweeper):
             raise
         return launch.reports
 
-    def _extra(self) -> list[str]:
+    def _at_once(self) -> int | None:
+        """Runs at the same time on this machine; None if the launcher decides it elsewhere."""
+        launcher = self._config.hydra.launcher
+        if launcher["_target_"].endswith(".BasicLauncher"):
+            return 1
+        jobs: int | None = launcher.get("n_jobs")
+        if jobs is None or jobs > 0:
+            return jobs
+        return max(1, len(available()) + 1 + jobs)  # joblib's -1 is all cores, -2 all but one
+
+    def _extra(self, at_once: int | None) -> list[str]:
         """How the runs of a sweep are run: silently, and sharing the cores."""
         extra = ["quiet=true"]
         jobs = self._config.hydra.launcher.get("n_jobs")
-        if jobs and self._config.trainer.threads is None:
-            cores = (
-                len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            )
-            at_once = jobs if jobs > 0 else cores
-            extra.append(f"trainer.threads={max(1, (cores or 1) // (at_once or 1))}")
+        if jobs and at_once and self._config.trainer.threads is None:
+            extra.append(f"trainer.threads={max(1, len(available()) // at_once)}")
         return extra
 
 

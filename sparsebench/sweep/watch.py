@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sparsebench.claim import owner_of
 from sparsebench.result import read_result
 from sparsebench.sweep.cells import Run
 from sparsebench.sweep.launch import Launch
+from sparsebench.sweep.order import Costs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,21 +27,36 @@ SHOWN = 8
 class Watch:
     """One live display on a terminal, plain lines elsewhere; both on stderr."""
 
-    def __init__(self, launch: Launch, runs: Sequence[Run], already: int, *, quiet: bool) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        runs: Sequence[Run],
+        already: int,
+        costs: Costs,
+        *,
+        at_once: int | None,
+        quiet: bool,
+    ) -> None:
         """Say what to look at.
 
         Args:
             launch: what is going on.
             runs: the runs to be done.
             already: how many more were done before.
+            costs: of the runs, by which the time left is estimated.
+            at_once: runs at the same time, if known.
             quiet: show nothing.
         """
         self.launch = launch
         self.pending = list(runs)
         self.already = already
         self.total = already + len(runs)
+        self.costs = costs
+        self.at_once = at_once
         self.quiet = quiet
         self.trouble = 0
+        self._all = costs.total(runs)
+        self._told: set[str] = set()
         self._began = time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -92,6 +109,12 @@ class Watch:
                 )
         if self._live is not None:
             self._live.update(self._view(), refresh=True)
+            return
+        for run in [run for run in self.pending if run.identity in self.launch.elsewhere]:
+            if run.identity not in self._told:
+                self._told.add(run.identity)
+                who = owner_of(run.folder) or "another process"
+                print(f"{run.label}: elsewhere ({who})", file=sys.stderr)
 
     def _said(self, run: Run) -> str:
         """How a run ended, in a few words."""
@@ -108,12 +131,19 @@ class Watch:
         return said
 
     def _left(self) -> str:
-        """Time left, if the runs to come take as long as those that have ended."""
-        here = self.done - self.already
-        if not here or not self.pending:
+        """Time left, if what is to come takes as long for its cost as what has ended.
+
+        Until a run has ended, what runs of earlier sweeps took is all that is known.
+        """
+        left = self.costs.total(self.pending)
+        spent = self._all - left
+        if self.done > self.already and spent:
+            seconds = (time.monotonic() - self._began) / spent * left
+        elif self.costs.measured and self.at_once:
+            seconds = left / min(self.at_once, len(self.pending) or 1)
+        else:
             return ""
-        seconds = (time.monotonic() - self._began) / here * len(self.pending)
-        return f", {clock(seconds)} left"
+        return f", {clock(seconds)} left" if self.pending else ""
 
     def _view(self) -> RenderableType:
         from rich.console import Group
@@ -130,10 +160,12 @@ class Watch:
             f"{spent}{self._left()}",
             trouble,
         )
-        running = [run for run in self.pending if self.launch.owner(run)]
+        running = [run for run in self.pending if owner_of(run.folder)]
         rows = Table.grid(padding=(0, 2))
         for run in running[:SHOWN]:
-            rows.add_row(f"  {run.label}", Text(f"epoch {_epochs(run)}/{run.epochs}", style="dim"))
+            doing = f"epoch {_epochs(run)}/{run.epochs}"
+            place = "" if self.launch.owner(run) else f" elsewhere ({owner_of(run.folder)})"
+            rows.add_row(f"  {run.label}", Text(doing + place, style="dim"))
         if len(running) > SHOWN:
             rows.add_row(f"  and {len(running) - SHOWN} more", "")
         return Group(head, rows)
