@@ -53,14 +53,19 @@ class Job:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             settle(self.workers, cfg.trainer.threads)
         try:
-            return _report(cfg)
+            return report_of(cfg)
         except Interrupted as error:
             if not apart:
                 raise
             return Report("interrupted", str(error))
 
 
-def _report(cfg: DictConfig) -> Report:
+def report_of(cfg: DictConfig) -> Report:
+    """Do a run; how it ended.
+
+    Raises:
+        Interrupted: a signal came.
+    """
     from sparsebench.run import run
 
     try:

@@ -96,6 +96,8 @@ class Launch:
         try:
             jobs = [[*run.overrides, *self.extra] for run in runs]
             returns = self.launcher.launch(jobs, initial_job_idx=0)
+        except UserError:
+            raise
         except Exception as error:  # a process died, or the launcher itself failed
             if not any(self.workers.glob("[0-9]*")):  # no process has begun
                 raise UserError(f"hydra/launcher: {_short(error)}") from error

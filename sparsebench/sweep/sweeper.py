@@ -143,9 +143,12 @@ class GridSweeper(Sweeper):
 
 
 def register() -> None:
-    """Make the sweeper known to Hydra, and give joblib's launcher defaults that fit runs."""
+    """Make sweeper and SLURM launcher known to Hydra; joblib's gets defaults that fit runs."""
     from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 
+    from sparsebench.sweep import slurm
+
+    slurm.register()
     plugins = Plugins.instance()
     plugins.register(GridSweeper)
     plugins.class_name_to_class[TARGET] = GridSweeper
