@@ -6,12 +6,13 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsebench.errors import UserError
 from sparsebench.files import write_text
 from sparsebench.sweep.cells import Cells
+from sparsebench.sweep.claims import Verdict, decide, write_claims
 from sparsebench.sweep.formats import comma_separated, latex, markdown, terminal
 from sparsebench.sweep.grid import Grid
 from sparsebench.sweep.job import Report
@@ -38,15 +39,21 @@ def report(
         Whether all runs have finished.
     """
     results = collect(grid, cells, reports)
-    shown = sheet(results, _command(grid))
-    paths = write(results, shown, folder_of(results, runs, _digest(grid, cells)))
+    verdicts = decide(results)
+    shown = sheet(results, _command(grid), verdicts)
+    paths = write(results, shown, verdicts, folder_of(results, runs, _digest(grid, cells)))
     _print(shown, paths, quiet=quiet)
     _complain(results)
     return not results.unfinished
 
 
-def write(results: Results, shown: Sheet, folder: Path) -> list[Path]:
-    """Write ``table.md``, ``.tex``, ``.csv``, ``.png`` and ``.svg``, each whole or not at all."""
+def write(results: Results, shown: Sheet, verdicts: Sequence[Verdict], folder: Path) -> list[Path]:
+    """Write the table's files, each whole or not at all.
+
+    They are ``table.md``, ``.tex``, ``.csv``, ``.png`` and ``.svg``, ``claims.json`` and
+    ``report.html``.
+    """
+    from sparsebench.sweep.html.page import report_html
     from sparsebench.sweep.picture import draw, save
 
     try:
@@ -62,9 +69,13 @@ def write(results: Results, shown: Sheet, folder: Path) -> list[Path]:
         }
         for ending, text in texts.items():
             write_text(folder / f"table.{ending}", text)
+        write_claims(verdicts, folder / "claims.json")
+        svg = (folder / "table.svg").read_text() if figure else None
+        write_text(folder / "report.html", report_html(results, shown, svg))
     except OSError as error:
         raise UserError(f"{folder}: the table can't be written there ({error.strerror})") from error
-    return [*(folder / f"table.{ending}" for ending in texts), *pictures]
+    others = [folder / name for name in ("claims.json", "report.html")]
+    return [*(folder / f"table.{ending}" for ending in texts), *pictures, *others]
 
 
 def _command(grid: Grid) -> str:
@@ -89,7 +100,7 @@ def _print(shown: Sheet, paths: list[Path], *, quiet: bool) -> None:
         console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
         console.print(terminal(shown))
     first, *others = paths
-    print(f"{first.resolve()}  {' '.join(path.suffix for path in others)}", flush=True)
+    print(f"{first.resolve()}  {' '.join(path.name for path in others)}", flush=True)
 
 
 def _complain(results: Results) -> None:

@@ -111,7 +111,7 @@ def sheet(results: Results, command: str, verdicts: Sequence[Verdict] = ()) -> S
         ),
         sections=tuple(sections),
         legend=_legend(results, sections),
-        claims=tuple(map(_claim, verdicts)),
+        claims=tuple(_claim(spec, verdict) for verdict in verdicts),
         sources=tuple(_sources(results)),
         differences=tuple(" ".join(line.split()) for line in spec.differences),
         missing=tuple(_missing(outcome) for outcome in results.unfinished),
@@ -134,12 +134,15 @@ def _fields(results: Results, column: int) -> list[_Field]:
     return found
 
 
-def _claim(verdict: Verdict) -> tuple[str, ...]:
+def _claim(spec: TableSpec, verdict: Verdict) -> tuple[str, ...]:
     """A claim and what the seeds say about it."""
-    metric = verdict.metric
-    said = verdict.verdict + (f" ({verdict.note})" if verdict.note else "")
+    metric = spec.find_metric(verdict.claim.metric)
+    notes = [verdict.note] if verdict.note else []
+    if verdict.seeds_needed is not None:
+        notes.append(f"about {verdict.seeds_needed:,} seeds would decide")
+    said = verdict.verdict + (f" ({'; '.join(notes)})" if notes else "")
     difference = NOTHING
-    if verdict.difference is not None:
+    if verdict.difference is not None and metric is not None:
         difference = f"{verdict.difference:+{metric.format}}"
         if verdict.low is not None and verdict.high is not None:
             ends = f"{verdict.low:+{metric.format}}", f"{verdict.high:+{metric.format}}"
