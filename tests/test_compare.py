@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -135,6 +135,7 @@ def test_holms_correction_over_what_was_tested():
 values = st.dictionaries(st.integers(0, 6), st.integers(0, 100).map(float), max_size=6)
 
 
+@settings(deadline=None)
 @given(values, values)
 def test_the_other_way_round_is_the_same_with_the_sign_changed(old, new):
     one, other = (
@@ -266,6 +267,12 @@ def test_the_nearest_table_in_a_folder_of_tables(folders):
     (folders / "new").rename(folders / "results" / "cifar" / "quick")
     with pytest.raises(UserError, match=r"did you mean 'results/cifar/quick'\?$"):
         compare_command(["old", "results/cifr/quick"])
+
+
+def test_the_nearest_table_beside_a_folder_without_one(folders):
+    (folders / "olf").mkdir()
+    with pytest.raises(UserError, match=r"did you mean 'old'\?$"):
+        compare_command(["olf", "new"])
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '["a"]', '[{"verdict": "refuted"}]'])

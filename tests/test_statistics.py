@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -34,6 +34,7 @@ def test_worked_example():
     assert found.low == pytest.approx(3 - 1.9632432, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=3, max_size=12), st.sampled_from([0.9, 0.95, 0.99]))
 def test_interval_is_scipys(values, level):
     assume(max(values) - min(values) > 1e-6)
@@ -59,6 +60,7 @@ def test_no_values():
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=10, unique=True))
 def test_paired_is_scipys(pairs):
     first = {seed: a for seed, (a, _) in enumerate(pairs)}
@@ -108,6 +110,7 @@ def test_worked_example_of_welch():
     assert found.interval() == pytest.approx((-3.3654832, 0.2054832), abs=5e-8)
 
 
+@settings(deadline=None)
 @given(*2 * [st.lists(numbers, min_size=2, max_size=9)])
 def test_welch_is_scipys(first, second):
     assume(max(first) - min(first) > 1e-3 or max(second) - min(second) > 1e-3)
@@ -121,6 +124,7 @@ def test_welch_is_scipys(first, second):
     assert 2 * sides == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=2, max_size=9), numbers)
 def test_one_sided_tests_are_scipys(values, bound):
     assume(max(values) - min(values) > 1e-3)
@@ -164,6 +168,7 @@ def test_worked_example_of_holm():
     assert holm([]) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closure_of_bonferroni(p_values):
     """A claim falls if every set it belongs to falls by Bonferroni (Marcus et al. 1976)."""
@@ -196,19 +201,23 @@ def test_power_is_scipys(n, effect, level):
     assert power(effect, n, level) == pytest.approx(expected, abs=1e-7)
 
 
+def test_a_bound_at_infinity_is_always_passed():
+    assert (power(math.inf, 3), power(-math.inf, 3)) == (1.0, 0.0)
+
+
 def test_seeds_needed_for_one_bound():
     """R: ``power.t.test(delta=0.5, power=0.8, type="one.sample")`` says n = 33.36713."""
     assert seeds_needed([0.5], 0.05) == 34
     assert seeds_needed([0.5, math.inf], 0.05) == 34
     assert seeds_needed([50.0], 0.05) == 3
-    assert seeds_needed([0.5], 0.05, least=50) == 50
 
 
-@pytest.mark.parametrize("effects", [[0.0], [-1.0], [0.02], [3.0, -0.1]])
+@pytest.mark.parametrize("effects", [[0.0], [-1.0], [0.0267], [3.0, -0.1]])
 def test_no_number_of_seeds_is_enough(effects):
     assert seeds_needed(effects, 0.05) is None
 
 
+@settings(deadline=None)
 @given(st.floats(0.05, 4.0), st.sampled_from([0.05, 0.01, 0.05 / 12]))
 def test_seeds_needed_is_the_least_number(effect, level):
     found = seeds_needed([effect], level)

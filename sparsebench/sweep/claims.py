@@ -204,4 +204,4 @@ def _needed(verdict: Verdict, test: Student, tests: int, *, supporting: bool) ->
     deviation = test.error * math.sqrt(verdict.n)
     inside = [(test.mean - low) / deviation, (high - test.mean) / deviation]
     effects = inside if supporting else [-min(inside)]
-    return seeds_needed(effects, LEVEL / tests, least=verdict.n)
+    return seeds_needed(effects, LEVEL / tests)

@@ -185,27 +185,24 @@ def power(effect: float, n: int, level: float = 0.05) -> float:
     return 1.0 - float(nctdtr(n - 1, effect * math.sqrt(n), critical))
 
 
-def seeds_needed(
-    effects: Sequence[float], level: float, chance: float = 0.8, least: int = LEAST
-) -> int | None:
+def seeds_needed(effects: Sequence[float], level: float, chance: float = 0.8) -> int | None:
     """How many seeds give t-tests that chance to find all effects; None above :data:`MOST`.
 
     Args:
         effects: as in :func:`power`; two for an equivalence, one for each margin.
         level: of each test, two-sided.
         chance: wanted; of several tests it is a lower bound.
-        least: the answer is no less.
     """
 
     def enough(n: int) -> bool:
         return sum(power(effect, n, level) - 1 for effect in effects) + 1 >= chance
 
-    high = least  # from below: far above the answer the noncentral t has no digits left
+    high = LEAST  # from below: far above the answer the noncentral t has no digits left
     while high < MOST and not enough(high):
         high = min(2 * high, MOST)
     if not enough(high):
         return None
-    low = max(least, high // 2)
+    low = max(LEAST, high // 2)
     return bisect.bisect_left(range(low, high), True, key=enough) + low
 
 
