@@ -5,7 +5,6 @@ The run's own files are the truth; a logger that fails says so once and is left 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,122 +14,75 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from sparsebench.dashboard.client import View, first_line, history
+from sparsebench.errors import Diverged, Interrupted
 from sparsebench.training.measure import Measure
 
 
 class Sink(Protocol):
     """Where rows go."""
 
-    def row(self, step: int, values: dict[str, float]) -> None:
-        """One epoch's figures."""
+    def rows(self, rows: list[dict[str, float]]) -> None:
+        """Figures of epochs."""
 
     def close(self, summary: dict[str, Any], failed: bool) -> None:
         """The end of the run."""
 
-
-#: W&B's own patience: a server that does not answer must not hold a run up for long.
-WANDB_DEFAULTS = {
-    "WANDB_SILENT": "true",
-    "WANDB_CONSOLE": "off",
-    "WANDB_INIT_TIMEOUT": "20",
-    "WANDB_FINISH_TIMEOUT": "60",
-}
+    def leave(self) -> None:
+        """The run was stopped and will go on; what it stops for can't wait."""
 
 
 class Wandb:
     """A W&B run under the run's identity; offline without an account or a server."""
 
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
-        """Open the run."""
-        for name, value in WANDB_DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        import wandb
+    def __init__(self, cfg: DictConfig, folder: Path, before: list[dict[str, float]]) -> None:
+        """Open the run, and send what a resumed one has from before: W&B may lack it."""
+        values = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(values, dict)
+        self._view = View({str(k): v for k, v in values.items()}, folder, cfg.logger.mode)
+        self._view.log(before)
+        if self._view.offline:
+            why = f" ({self._view.why})" if self._view.why else ""
+            _say(f"W&B is offline{why}; '{self._view.upload}' uploads")
 
-        mode, why = cfg.logger.mode, ""
-        if mode == "auto":
-            mode = "online" if _has_account() else "offline"
-        try:
-            self._run = _open(cfg, folder, mode)
-        except Exception as error:  # wandb raises many kinds, and tells us by text only
-            if mode != "online":
-                raise
-            mode, why = "offline", f" ({_first_line(error)})"
-            wandb.teardown()  # it goes on believing that a run of this id is open
-            self._run = _open(cfg, folder, mode)
-        self._run.define_metric("*", step_metric="step")
-        if mode == "offline":
-            place = Path(self._run.dir).parent  # files of an offline run are beside its record
-            print(
-                f"sparsebench: W&B is offline{why}; 'wandb sync {place}' uploads", file=sys.stderr
-            )
-
-    def row(self, step: int, values: dict[str, float]) -> None:
-        """Log one epoch."""
-        self._run.log(values)
+    def rows(self, rows: list[dict[str, float]]) -> None:
+        """Log epochs."""
+        self._view.log(rows)
 
     def close(self, summary: dict[str, Any], failed: bool) -> None:
         """The summary is exactly the metrics of result.json."""
-        self._run.summary.update(summary)
-        self._run.finish(exit_code=int(failed))
+        self._view.close(summary, failed)
 
-
-def _open(cfg: DictConfig, folder: Path, mode: Any) -> Any:
-    import wandb
-
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    name = folder.name
-    return wandb.init(
-        project=cfg.logger.project,
-        entity=cfg.logger.entity,
-        id=name,
-        name=f"{cfg.method.name} {cfg.sparsity:g} {cfg.model.name} {cfg.data.name} #{cfg.seed}",
-        group=cfg.logger.group or name.rsplit("-", 2)[0],
-        job_type=cfg.task.name,
-        tags=[cfg.method.name, cfg.data.name, cfg.model.name, *cfg.logger.tags],
-        config={str(k): v for k, v in values.items()},
-        dir=str(folder),
-        mode=mode,
-        resume="allow",
-        reinit="create_new",  # a sweep opens many runs in one process
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _has_account() -> bool:
-    import netrc
-
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return "api.wandb.ai" in netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
+    def leave(self) -> None:
+        """W&B ends it when the process does: after the requeueing, not before."""
 
 
 class TensorBoard:
     """Event files in the run's folder."""
 
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
-        """Open the writer."""
+    def __init__(self, cfg: DictConfig, folder: Path, before: list[dict[str, float]]) -> None:
+        """Open the writer; what a resumed run has from before is in its files."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def row(self, step: int, values: dict[str, float]) -> None:
-        """Log one epoch."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+    def rows(self, rows: list[dict[str, float]]) -> None:
+        """Log epochs."""
+        for row in rows:
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, int(row["step"]))
 
     def close(self, summary: dict[str, Any], failed: bool) -> None:
         """Flush and close."""
         self._writer.close()
 
+    def leave(self) -> None:
+        """Flush and close."""
+        self._writer.close()
 
-SINKS: dict[str, tuple[Callable[[DictConfig, Path], Sink], ...]] = {
+
+Kind = Callable[[DictConfig, Path, list[dict[str, float]]], Sink]
+SINKS: dict[str, tuple[Kind, ...]] = {
     "csv": (),
     "wandb": (Wandb,),
     "tensorboard": (TensorBoard,),
@@ -153,22 +105,24 @@ class Mirror(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open; a resumed run sends only what is new."""
-        self._sent = len(self.measure.rows)
+        before = self._new_rows()
         if not trainer.is_global_zero:
             return
         for kind in SINKS[self.cfg.logger.name]:
-            self._try(f"opening {kind.__name__}", partial(self._open, kind))
+            self._try(f"opening {kind.__name__}", partial(self._open, kind, before))
 
-    def _open(self, kind: Callable[[DictConfig, Path], Sink]) -> None:
-        self._sinks.append(kind(self.cfg, self.folder))
+    def _open(self, kind: Kind, before: list[dict[str, float]]) -> None:
+        self._sinks.append(kind(self.cfg, self.folder, before))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the new rows."""
-        for row in self.measure.rows[self._sent :]:
-            values = {name: float(value) for name, value in row.items()}
-            for sink in list(self._sinks):
-                self._try("logging", partial(sink.row, int(values["step"]), values), sink)
-        self._sent = len(self.measure.rows)
+        rows = self._new_rows()
+        for sink in list(self._sinks):
+            self._try("logging", partial(sink.rows, rows), sink)
+
+    def _new_rows(self) -> list[dict[str, float]]:
+        begin, self._sent = self._sent, len(self.measure.rows)
+        return history(self.measure.rows[begin:], self.measure.densities[begin:])
 
     def close(self, summary: dict[str, Any], failed: bool = False) -> None:
         """Send the summary and close all."""
@@ -179,15 +133,25 @@ class Mirror(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close as failed."""
-        self.close({}, failed=True)
+        """Close as failed; a run that was only stopped is left as it is."""
+        if isinstance(exception, Interrupted | KeyboardInterrupt):
+            for sink in self._sinks:
+                self._try("closing", sink.leave)
+            self._sinks.clear()
+            return
+        last = {"diverged/step": exception.step} if isinstance(exception, Diverged) else {}
+        self.close(last, failed=True)
 
     def _try(self, what: str, action: Callable[[], None], sink: Sink | None = None) -> None:
         try:
             action()
         except Exception as error:  # a logger must never cost a run
-            text = f"{what}: {type(error).__name__}: {_first_line(error)}"
-            print(f"sparsebench: logger left out, {text}", file=sys.stderr)
+            text = f"{what}: {type(error).__name__}: {first_line(error)}"
+            _say(f"logger left out, {text}")
             self.notes.append(f"logger left out, {text}")
             if sink in self._sinks:
                 self._sinks.remove(sink)
+
+
+def _say(text: str) -> None:
+    print(f"sparsebench: {text}", file=sys.stderr)
