@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,19 @@ def test_a_server_that_stops_taking_rows_holds_the_end_up_for_its_time_only(plac
         ]
         wandb.stalled.clear()
         assert Child(place, "push", "runs", **online(wandb.url)).wait() == 0
+        assert sent(wandb.runs[run.name]) == rows_of(run)
+    assert_same(run, whole[0])
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_wandb(place, whole):
+    with server() as wandb:
+        wandb.stalled.set()
+        tell = online(wandb.url, WANDB_FINISH_TIMEOUT="1")
+        child = Child(place, *RUN, *W, DIE_AT="25+0", DIE_BY=int(signal.SIGTERM), **tell)
+        assert child.wait() == 128 + signal.SIGTERM
+        assert not any("logger left out" in line for line in child.lines())
+        wandb.stalled.clear()
+        run, _ = finish(place, *W, **online(wandb.url))
         assert sent(wandb.runs[run.name]) == rows_of(run)
     assert_same(run, whole[0])
 
