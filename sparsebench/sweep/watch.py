@@ -58,6 +58,8 @@ class Watch:
         self._all = costs.total(runs)
         self._told: set[str] = set()
         self._began = time.monotonic()
+        self._first = self._began  # when the first run was begun: imports take their time too
+        self._working = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._live: Any = None
@@ -100,6 +102,9 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
+        if not self._working and any(owner_of(run.folder) for run in self.pending):
+            self._working = True
+            self._first = time.monotonic() if self.done == self.already else self._began
         for run in [run for run in self.pending if self.launch.ended(run)]:
             self.pending.remove(run)
             said = self._said(run)
@@ -138,7 +143,7 @@ class Watch:
         left = self.costs.total(self.pending)
         spent = self._all - left
         if self.done > self.already and spent:
-            seconds = (time.monotonic() - self._began) / spent * left
+            seconds = (time.monotonic() - self._first) / spent * left
         elif self.costs.measured and self.at_once:
             seconds = left / min(self.at_once, len(self.pending) or 1)
         else:
