@@ -32,14 +32,13 @@ def read_curves(path: Path, points: int) -> dict[str, Curve]:
     except (OSError, ValueError, csv.Error):
         return {}
     lines = [line for line in thinned(lines, points) if len(line) == len(head)]
-    columns = {
-        name: [_number(line[i]) for line in lines]
+    if not lines or "epoch" not in head:
+        return {}
+    return {
+        name: _curve([line[i] for line in lines], always=name == "epoch")
         for i, name in enumerate(head)
         if name not in LEFT_OUT
     }
-    if not lines or "epoch" not in columns:
-        return {}
-    return {n: values if n == "epoch" else _compact(values) for n, values in columns.items()}
 
 
 def thinned(lines: list[list[str]], points: int) -> list[list[str]]:
@@ -55,13 +54,17 @@ def rounded(value: float, digits: int = DIGITS) -> float:
     return int(short) if short.is_integer() else short
 
 
+def _curve(texts: list[str], *, always: bool) -> Curve:
+    """The numbers of a column; one if all are the same, unless a list is ``always`` wanted."""
+    if not always and texts.count(texts[0]) == len(texts):
+        return _number(texts[0])  # most layers of most methods: not worth reading every line
+    values = [_number(text) for text in texts]
+    return values if always or values.count(values[0]) < len(values) else values[0]
+
+
 def _number(text: str) -> float | None:
     try:
         value = float(text)
     except ValueError:
         return None
     return rounded(value) if math.isfinite(value) else None
-
-
-def _compact(values: list[float | None]) -> Curve:
-    return values[0] if all(value == values[0] for value in values) else values

@@ -42,7 +42,7 @@ class Budget:
     """
 
     runs: int = 400
-    characters: int = 8_000_000
+    characters: int = 4_000_000
 
 
 def page_data(results: Results, budget: Budget | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sparsebench.sweep.results import Entry, Results
+from sparsebench.sweep.results import Results
 from sparsebench.sweep.spec import Metric
 
 #: What a cell costs, relative to the dense model's.
@@ -57,19 +57,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def _points(results: Results, cost: Metric, gain: Metric) -> Iterator[dict[str, Any]]:
+    flat = {i for i in range(len(results.grid.rows)) if results.flat(i)}
+    seen = set()
     for (i, j), entry in results.entries.items():
-        if results.flat(i) and (i, j) != _first(results, i):
+        spent, found = entry.estimate(cost), entry.estimate(gain)
+        if spent is None or found is None or i in seen:
             continue
-        spent, found = _mean(entry, cost), entry.estimate(gain)
-        if spent is None or found is None:
-            continue
-        yield {"at": [i, j], "cost": spent, "gain": found.mean, "half": found.half}
-
-
-def _first(results: Results, row: int) -> tuple[int, int]:
-    return min(place for place in results.entries if place[0] == row)
-
-
-def _mean(entry: Entry, cost: Metric) -> float | None:
-    found = entry.estimate(cost)
-    return found.mean if found else None
+        seen |= {i} & flat
+        yield {"at": [i, j], "cost": spent.mean, "gain": found.mean, "half": found.half}
