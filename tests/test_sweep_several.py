@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from mortal_runs import Child, imported
 
+from sparsebench import claim
 from sparsebench.claim import hold, living_owner
 from sparsebench.cli import main
 from sparsebench.errors import Interrupted, UserError
@@ -142,6 +144,32 @@ def test_ctrl_c_while_others_are_waited_for_leaves_at_once(held):
     assert "sparsebench: 1 of 2 runs are done" in said
     assert "Traceback" not in said
     assert trained() == {"a": ["first"], "b": ["second"]}
+
+
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_run_that_was_taken_over_in_its_sleep_stops_and_waits(folder, monkeypatch, sweep):
+    monkeypatch.setattr(claim, "BEAT", 0.05)
+    where = [f"runs={folder}/runs", modes("a")]
+    words = ["-m", *WORDS, *where] if sweep else [*WORDS, *where]
+    (folder / "one").mkdir()
+    child = Child(folder / "one", *words, "epochs=400", WHO="one", STOP_AT="a")
+    assert child.wait(os.WUNTRACED) == -signal.SIGSTOP
+    (run,) = Path("runs").iterdir()
+    other = replace(claim.owner_of(run), pid=7, host="node7", place="node7 since noon", token="x")
+    (run / ".owner-2").write_text(json.dumps(asdict(other)))
+    os.kill(child.pid, signal.SIGCONT)
+    said = "elsewhere (process 7 on node7)" if sweep else "(process 7 on node7); waiting"
+    wait_for(lambda: said in child.err.read_text())
+    assert f"{run.resolve()} was taken over by process 7 on node7" in child.err.read_text()
+    assert not (run / "result.json").exists()
+    assert trained() == {"a": ["one"]}
+    (run / ".owner-2").write_text("")  # the other one was stopped
+    assert child.wait(os.WUNTRACED) == -signal.SIGSTOP  # in its training again
+    assert claim.owner_of(run).pid == child.pid
+    os.kill(child.pid, signal.SIGCONT)
+    assert child.wait() == 0
+    assert trained() == {"a": ["one", "one"]}
+    assert status_of("a") == "finished"
 
 
 def test_three_sweeps_at_once_train_each_run_once_on_cores_of_their_own(folder):
