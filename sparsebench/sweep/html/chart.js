@@ -2,7 +2,7 @@
 // Line charts and scatter plots as SVG. Text always goes in as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SIZE = { width: 420, height: 250, left: 48, right: 12, top: 10, bottom: 36 };
+const SIZE = { width: 420, height: 250, left: 52, right: 12, top: 10, bottom: 38 };
 const DASHES = ["", "6 3", "2 2", "8 3 2 3"];
 const MARKS = ["circle", "square", "diamond", "up", "down", "cross"];
 

@@ -162,11 +162,16 @@ def _details(results: Results, budget: Budget) -> dict[str, dict[str, Any]]:
 
 
 def _by_seed(results: Results) -> Iterator[str]:
-    """Identities, the first seed of all cells first."""
+    """Identities, the first seed of all cells first, and of these one column after the other.
+
+    A picture of curves has the rows of a column: some whole pictures are better than all of
+    them in part.
+    """
+    places = sorted(results.entries, key=lambda place: (place[1], place[0]))
     for seed in results.grid.seeds:
-        for entry in results.entries.values():
-            if seed in entry.by_seed:
-                yield entry.by_seed[seed].run.identity
+        for place in places:
+            if seed in results.entries[place].by_seed:
+                yield results.entries[place].by_seed[seed].run.identity
 
 
 def _detail(outcome: Outcome) -> dict[str, Any]:

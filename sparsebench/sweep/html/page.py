@@ -1,15 +1,12 @@
-"""The page: template, style, scripts and data in one file."""
+"""The report of a table: what the template needs, and the data behind it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from typing import Any
 
 from sparsebench.sweep.html.data import Budget, page_data
+from sparsebench.sweep.html.render import data_url, render
 from sparsebench.sweep.results import Results
 from sparsebench.sweep.sheet import CLAIM_HEAD, Sheet
 
@@ -30,7 +27,7 @@ def report_html(
     """
     data = page_data(results, budget)
     kept = sum("detail" in run for run in data["runs"])
-    return _page(
+    return render(
         "report.html.jinja",
         ("chart.js", "report.js"),
         data,
@@ -58,40 +55,3 @@ def _claim(line: Sequence[str]) -> dict[str, Any]:
         "kind": verdict.replace(" ", "-"),
         "rest": rest,
     }
-
-
-def _page(template: str, scripts: Sequence[str], data: Any, **context: Any) -> str:
-    """Fill a template; no script runs in the page but ours, whatever the data holds."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("sparsebench.sweep.html", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    script = "\n".join(_asset(name) for name in scripts)
-    text: str = environment.get_template(template).render(
-        style=_asset("report.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=script_json(data),
-        **context,
-    )
-    return text.encode(errors="replace").decode()  # file names may hold what is no text
-
-
-def _asset(name: str) -> str:
-    return (files("sparsebench.sweep.html") / name).read_text(encoding="utf-8")
-
-
-def script_json(value: Mapping[str, Any] | None) -> str:
-    """JSON that can stand in a ``<script>`` element: nothing in it ends the element."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def data_url(kind: str, text: str) -> str:
-    """A file as an address that needs no file."""
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"

@@ -47,12 +47,18 @@ function meanCurve(curves) {
 
 const detailed = (cell) => cell.runs.map((k) => DATA.runs[k]).filter((run) => run.status === "finished" && run.detail);
 
-/** Buttons of which one is pressed. */
+/** Buttons of which one is pressed; a list where they are many. */
 function choice(place, names, chosen, pick) {
-  place.replaceChildren(
-    ...(names.length < 2 ? [] : names.map((name, k) =>
-      element("button", { type: "button", "aria-pressed": String(k === chosen), click: () => pick(k) }, name))),
-  );
+  if (names.length < 2) return;
+  if (names.length > FEW) {
+    const list = element("select", { "aria-label": "Column" }, names.map((name, k) =>
+      element("option", { value: k, selected: k === chosen ? "" : null }, name)));
+    list.addEventListener("change", () => pick(Number(list.value)));
+    place.replaceChildren(list);
+    return;
+  }
+  place.replaceChildren(...names.map((name, k) =>
+    element("button", { type: "button", "aria-pressed": String(k === chosen), click: () => pick(k) }, name)));
 }
 
 // --- overview -------------------------------------------------------------------------------
@@ -85,7 +91,7 @@ function drawCurves() {
   const cells = DATA.cells.filter((cell) => cell.at[1] === column && detailed(cell).some((run) => run.detail.curves));
   choice(byId("column"), DATA.columns, column, (k) => {
     column = k;
-    drawCurves();
+    keepFocus("column", drawCurves);
   });
   byId("curves-key").replaceChildren(
     ...cells.map(({ at: [i] }) =>
@@ -103,9 +109,14 @@ function drawCurves() {
 
 function toggle(row) {
   if (!shownRows.delete(row)) shownRows.add(row);
-  const at = [...byId("curves-key").children].findIndex((button) => button === document.activeElement);
-  drawCurves();
-  if (at >= 0) byId("curves-key").children[at].focus();
+  keepFocus("curves-key", drawCurves);
+}
+
+/** Draws anew, and puts the focus on the button that takes the place of the one that had it. */
+function keepFocus(id, draw) {
+  const at = [...byId(id).children].indexOf(document.activeElement);
+  draw();
+  if (at >= 0) byId(id).children[at].focus();
 }
 
 let layersColumn = 0;
@@ -113,7 +124,7 @@ let layersColumn = 0;
 function drawLayers() {
   choice(byId("layers-column"), DATA.columns, layersColumn, (k) => {
     layersColumn = k;
-    drawLayers();
+    keepFocus("layers-column", drawLayers);
   });
   const found = new Map();
   const rows = [];
