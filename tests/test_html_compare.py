@@ -49,8 +49,6 @@ def test_each_difference_stands_in_its_group():
     assert [line[0] for line in group(text, "few")] == ["&lt;b&gt;few&lt;/b&gt;"]
     (alone,) = group(text, "alone")
     assert (alone[0], alone[4], alone[-1]) == ("gone", "–", "gone")
-        ("gone", "–", "gone")
-    ]
     assert "6 compared, 5 differ, 1 significantly" in text
 
 
