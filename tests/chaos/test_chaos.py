@@ -161,10 +161,11 @@ def live(folder, child, moments, span):
     time.sleep(moments.uniform(0, span))
 
 
-@pytest.mark.parametrize("words", [BASIC, JOBLIB], ids=["one", "two"])
-def test_a_sweep_that_is_killed_twenty_times(tmp_path, whole, moments, words):
+# joblib's workers take seconds to begin each time
+@pytest.mark.parametrize(("words", "deaths"), [(BASIC, KILLS), (JOBLIB, 10)], ids=["one", "two"])
+def test_a_sweep_that_is_killed_again_and_again(tmp_path, whole, moments, words, deaths):
     folder, known, kills, done = home(tmp_path), {}, 0, []
-    while kills < KILLS:
+    while kills < deaths:
         child = sweep(folder, *words)
         live(folder, child, moments, span=whole[1] / RUNS)
         kills += child.kill()
