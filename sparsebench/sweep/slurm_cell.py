@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
 from sparsebench.errors import Interrupted
 from sparsebench.files import read_json, write_json
@@ -51,12 +51,14 @@ class Cell:
 
         from sparsebench.config.schema import register
         from sparsebench.sweep import sweeper
-        from sparsebench.sweep.cells import composer
 
         setup_globals()
         register()
         sweeper.register()
-        return report_of(composer(self.loader, self.config)(self.overrides))
+        cfg = self.loader.load_sweep_config(self.config, list(self.overrides))
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        return report_of(cfg)
 
 
 def main(folder: Path) -> None:

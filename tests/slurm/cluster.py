@@ -70,7 +70,13 @@ GRID = [
     "trainer.threads=1", "trainer.accelerator=cpu", "plots=false",
 ]  # fmt: skip
 STEPS = 4 * 30  # of four cells: 3 epochs of 10, of 1,293 images in batches of 128
-SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.poll_s=0.5"]
+NAME = "sparsebench-test"
+SLURM = [
+    f"hydra.launcher.name={NAME}",
+    "hydra/launcher=slurm",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.poll_s=0.5",
+]
 LIMIT = 240
 
 
@@ -91,10 +97,12 @@ class Sweep:
     """The command in a process of its own."""
 
     def __init__(self, place, words, env):
+        keys = [word.partition("=")[0] for word in words]
+        grid = [word for word in GRID if word.partition("=")[0] not in keys]
         number = len(list(place.glob("stderr*")))
         self.err = place / f"stderr{number}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsebench", "-m", *GRID, *words],
+            [sys.executable, "-m", "sparsebench", "-m", *grid, *words],
             cwd=place,
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
             stdout=subprocess.DEVNULL,
@@ -116,7 +124,8 @@ class Sweep:
 
 
 def sweep(place, *words, **env):
-    return Sweep(place, words or SLURM, env)
+    """All four cells over SLURM, unless further words say otherwise."""
+    return Sweep(place, [*SLURM, *words], env)
 
 
 def until(condition, seconds=LIMIT):
@@ -165,8 +174,16 @@ def fault(place, *names):
 
 def queue():
     """Jobs that are waiting or running."""
-    done = subprocess.run(["squeue", "-h", "-r", "-o", "%i %T"], capture_output=True, text=True)
+    words = ["squeue", "-h", "-r", "-n", NAME, "-o", "%i %T"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     return [line.split() for line in done.stdout.splitlines() if "COMPLETING" not in line]
+
+
+def clear():
+    """Cancel what is left of a test, and wait until the processors are free."""
+    subprocess.run(["scancel", "-n", NAME], check=True)
+    words = ["squeue", "-h", "-n", NAME]
+    until(lambda: not subprocess.run(words, capture_output=True).stdout.strip())
 
 
 def assert_finished(place, sweep, serial):

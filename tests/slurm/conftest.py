@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from slurm.cluster import home, start, sweep, table_of
+from slurm.cluster import Sweep, clear, home, start, table_of
 
 HERE = Path(__file__).parent
 
@@ -23,10 +23,12 @@ def cluster():
 def serial(tmp_path_factory):
     """The table of a sweep in one process: what every sweep over SLURM has to end with."""
     place = home(tmp_path_factory.mktemp("serial"))
-    assert sweep(place, "hydra/launcher=basic").wait() == 0, (place / "stderr0").read_text()
+    alone = Sweep(place, ["hydra/launcher=basic"], {})
+    assert alone.wait() == 0, alone.said()
     return table_of(place)
 
 
 @pytest.fixture
 def place(tmp_path):
-    return home(tmp_path)
+    yield home(tmp_path)
+    clear()

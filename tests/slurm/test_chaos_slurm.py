@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from slurm.cluster import STEPS, assert_finished, queue, results, steps, sweep
+from slurm.cluster import STEPS, assert_finished, steps, sweep
 
 KILLS = 5
 
@@ -37,8 +37,5 @@ def test_killed_at_random_ends_with_the_same_table(place, serial):
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-    before = len(results(place))
     assert_finished(place, sweep(place), serial)
-    assert queue() == []
-    assert before <= 4
     assert steps(place) >= STEPS
