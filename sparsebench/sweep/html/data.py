@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from sparsebench.result import STATUSES, read_result
 from sparsebench.sweep.html.curves import read_curves, rounded
 from sparsebench.sweep.html.pareto import trade_offs
 from sparsebench.sweep.results import Outcome, Results
-from sparsebench.sweep.sheet import field_text, published_text
+from sparsebench.sweep.sheet import NOTHING, field_text, published_text
 from sparsebench.sweep.spec import Metric
 
 #: Points of a curve, and of the density of each layer.
@@ -74,10 +73,7 @@ def page_data(results: Results, budget: Budget | None = None) -> dict[str, Any]:
         "flat": [i for i in range(len(grid.rows)) if results.flat(i)],
         "seeds": list(grid.seeds),
         "cells": _cells(results, places),
-        "metrics": [
-            {"key": m.key, "label": m.label or m.key, "factor": m.factor, "digits": digits(m)}
-            for m in results.metrics
-        ],
+        "metrics": [metric.label or metric.key for metric in results.metrics],
         "keys": keys,
         "folders": folders,
         "common": common,
@@ -93,31 +89,33 @@ def heading(results: Results, column: int) -> str:
     return f"{axis.label or axis.key} {label}".strip() if label else ""
 
 
-def digits(metric: Metric) -> int | None:
-    """Digits behind the point that a metric's format asks for; None if it asks otherwise."""
-    found = re.search(r"\.(\d+)f$", metric.format)
-    return int(found[1]) if found else None
-
-
 def _cells(results: Results, places: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Each cell with its runs by seed and its figures."""
+    """Each cell with its figures, and its runs with theirs as the table would show them."""
     found = []
     for (i, j), entry in results.entries.items():
-        figures = []
-        for metric in results.metrics:
-            known = results.published.get((i, j, metric.key))
-            figures.append(
-                [field_text(entry, metric)]
-                + ([published_text(known, metric), known.group.source] if known else [])
-            )
+        by_metric = [(metric, entry.values(metric)) for metric in results.metrics]
         found.append(
             {
                 "at": [i, j],
+                "figures": [_shown(results, (i, j), metric) for metric in results.metrics],
                 "runs": [places[o.run.identity] for o in entry.by_seed.values()],
-                "figures": figures,
+                "by_seed": [
+                    [
+                        format(m.factor * values[seed], m.format) if seed in values else NOTHING
+                        for m, values in by_metric
+                    ]
+                    for seed in entry.by_seed
+                ],
             }
         )
     return found
+
+
+def _shown(results: Results, place: tuple[int, int], metric: Metric) -> list[str]:
+    """A cell's figure; where there is a published one, that and its source too."""
+    known = results.published.get((*place, metric.key))
+    published = [published_text(known, metric), known.group.source] if known else []
+    return [field_text(results.entries[place], metric), *published]
 
 
 def _run(

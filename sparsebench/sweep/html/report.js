@@ -161,31 +161,25 @@ function reveal(id) {
 
 // --- one cell -------------------------------------------------------------------------------
 
-function runTable(runs, current) {
-  const head = ["Seed", "Ended", ...DATA.metrics.map((metric) => metric.label)];
-  const keys = DATA.metrics.map((metric) => DATA.keys.indexOf(metric.key));
+function runTable(cell, current) {
+  const head = ["Seed", "Ended", ...DATA.metrics];
+  const lines = cell.runs.map((k, n) => {
+    const [run, name] = [DATA.runs[k], `seed ${DATA.seeds[n]}`];
+    return element("tr", {},
+      element("td", {}, run.id === current ? name : element("a", { href: runLink(run) }, name)),
+      element("td", {}, element("span", { class: `status ${run.status}` }, run.status)),
+      cell.by_seed[n].map((text) => element("td", {}, text)));
+  });
   return element("div", { class: "scroll" }, element("table", { class: "plain" },
     element("thead", {}, element("tr", {}, head.map((text) => element("th", { scope: "col" }, text)))),
-    element("tbody", {}, runs.map((run, k) => element("tr", {},
-      element("td", {}, run.id === current ? `seed ${DATA.seeds[k]}` : element("a", { href: runLink(run) }, `seed ${DATA.seeds[k]}`)),
-      element("td", {}, element("span", { class: `status ${run.status}` }, run.status)),
-      keys.map((key, m) => element("td", {}, figure(run, key, DATA.metrics[m]))))))));
+    element("tbody", {}, lines)));
 }
 
 const runLink = (run) => `#run/${encodeURIComponent(run.id)}`;
 
-/** A figure of a run; with a metric in its unit and with its digits. */
-function figure(run, key, metric) {
-  const value = run.figures && run.figures[key];
-  if (value === null || value === undefined) return "–";
-  if (typeof value !== "number") return String(value);
-  if (!metric || metric.digits === null) return plain(value * (metric ? metric.factor : 1));
-  const places = { minimumFractionDigits: metric.digits, maximumFractionDigits: metric.digits };
-  return (value * metric.factor).toLocaleString("en-US", places);
-}
-
 /** A figure in full, up to eight digits, with thousands apart. */
 function plain(value) {
+  if (typeof value !== "number") return String(value);
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
   return Math.abs(value) >= 1e-4 && Math.abs(value) < 1e9 ? String(Number(value.toPrecision(6))) : short(value);
 }
@@ -194,13 +188,13 @@ function showCell(cell) {
   const dialog = byId("cell");
   const rows = DATA.metrics.map((metric, k) => {
     const [measured, published, source] = cell.figures[k];
-    return [metric.label, measured, published ? `${published} (published: ${source})` : null];
+    return [metric, measured, published ? `${published} (published: ${source})` : null];
   });
   dialog.replaceChildren(
     element("header", {}, element("h2", { id: "cell-title" }, cellName(cell.at)),
       element("button", { class: "close", type: "button", click: () => dialog.close() }, "Close")),
     facts(rows.flatMap(([name, measured, published]) => [[name, measured], ...(published ? [["", published]] : [])])),
-    runTable(cell.runs.map((k) => DATA.runs[k])),
+    runTable(cell),
   );
   if (!dialog.open) dialog.showModal();
 }
@@ -230,11 +224,11 @@ function showRun(run) {
       element("p", { class: "mono about" }, run.id)),
     run.error ? element("pre", { class: "error" }, run.error) : null,
     run.detail ? null : element("p", { class: "note" }, `To keep this file small, config, log and curves of this run are not in it: they are in ${folder(run)}.`),
-    element("div", { class: "columns" }, figuresPart(run), configPart(run, detail)),
+    element("div", { class: "columns" }, figuresPart(run, cell), configPart(run, detail)),
     logPart(run, detail),
     curvesPart(detail),
     layersPart(detail),
-    cell && cell.runs.length > 1 ? part("All seeds of this cell", runTable(cell.runs.map((k) => DATA.runs[k]), run.id)) : null,
+    cell && cell.runs.length > 1 ? part("All seeds of this cell", runTable(cell, run.id)) : null,
   ].filter(Boolean));
 }
 
@@ -248,15 +242,14 @@ function seedLinks(cell, current) {
 
 const WHOLE = ["weights_sha256"];
 
-function figuresPart(run) {
+function figuresPart(run, cell) {
   const keys = DATA.keys.filter((key, k) => run.figures && run.figures[k] !== null);
-  const value = (key) => figure(run, DATA.keys.indexOf(key));
-  const shown = DATA.metrics.filter((metric) => keys.includes(metric.key));
-  const seconds = keys.filter((key) => key.startsWith("seconds/"));
-  const flops = keys.filter((key) => key.startsWith("flops/"));
+  const value = (key) => plain(run.figures[DATA.keys.indexOf(key)]);
+  const shown = keys.length && cell ? cell.by_seed[cell.runs.indexOf(DATA.runs.indexOf(run))] : [];
+  const [seconds, flops] = ["seconds/", "flops/"].map((start) => keys.filter((key) => key.startsWith(start)));
   const special = new Set([...seconds, ...flops, ...WHOLE]);
   return part("Figures",
-    facts(shown.map((metric) => [metric.label, figure(run, DATA.keys.indexOf(metric.key), metric)])),
+    facts(shown.map((text, k) => [DATA.metrics[k], text])),
     keys.length ? null : element("p", { class: "about" }, "This run has no figures."),
     flops.length ? [element("h3", {}, "FLOPs"), facts(flops.map((key) => [key.slice(6).replaceAll("_", " "), value(key)]))] : null,
     seconds.length ? [element("h3", {}, "Seconds"), facts(seconds.map((key) => [key.slice(8).replaceAll("_", " "), value(key)]))] : null,
