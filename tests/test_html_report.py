@@ -16,6 +16,7 @@ from sparsebench.sweep.html.data import Budget, flat, page_data, t_factors
 from sparsebench.sweep.html.page import report_html
 from sparsebench.sweep.html.pareto import front, trade_offs
 from sparsebench.sweep.sheet import sheet
+from sparsebench.sweep.spec import Metric
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg'><text>a & b</text></svg>"
 WRONG = {
@@ -165,6 +166,18 @@ def test_a_cell_has_its_runs_by_seed(page):
         names = [page.data["runs"][k]["id"] for k in cell["runs"]]
         assert names == [f"mlp-{i}-{j if i else 0}-{seed}" for seed in SEEDS]
     assert page.data["flat"] == [0]
+
+
+def test_figures_by_seed_are_the_table_s(tmp_path):
+    """Accuracy as it is, and divided by that of the dense run of the same seed."""
+    relative = Metric("test/accuracy", "relative", ".4f", better="max", per="dense")
+    spec = replace(SPEC, metric=[SPEC.metric[0], relative])
+    data = page_data(build(tmp_path, spec=spec, failed={(2, 0, 2): None}))
+    cell = next(cell for cell in data["cells"] if cell["at"] == [2, 0])
+    assert data["metrics"] == ["Accuracy (%)", "relative"]
+    assert cell["by_seed"] == [["92.00", f"{0.92 / 0.95:.4f}"], ["93.00", f"{0.93 / 0.96:.4f}"],
+                               ["–", "–"]]  # fmt: skip
+    assert cell["figures"][0] == ["92.50 (2 of 3)", "94.50", "A paper, arXiv 0000.00000, Table 1"]
 
 
 def test_figures_of_a_run_are_what_it_ended_with(page):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from report_runs import SEEDS, SPEC, build, curve
 
+from sparsebench.sweep.differences import differences
+from sparsebench.sweep.html.compare import compare_html
 from sparsebench.sweep.html.data import Budget
 from sparsebench.sweep.html.page import report_html
 from sparsebench.sweep.sheet import sheet
@@ -29,6 +31,7 @@ WRONG = {(1, 1, 2): ERROR, (2, 1, 0): None}
 
 @pytest.fixture(scope="module")
 def browser():
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for word in (
@@ -177,8 +180,9 @@ def test_a_failed_run_shows_its_log_as_text(opened, made):
 def test_a_run_that_never_was_says_so(opened, made):
     opened.get(f"{made}#run/mlp-2-1-0")
     assert "it was not run" in shown(opened, "#run").text
-    opened.get(f"{made}#run/no-such-run")
-    assert shown(opened, "#report")
+    for nothing in ("#run/no-such-run", "#run/%", "#cell/9-9", "#nothing"):
+        opened.get(made + nothing)
+        assert shown(opened, "#report")
 
 
 def test_curves_are_means_with_bands(opened):
@@ -246,7 +250,6 @@ def test_the_keyboard_is_enough(opened):
 
 def test_it_fits_the_window(opened, made, width):
     """And leaves pictures for people to look at: build/screenshots."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for name, fragment in (("report", ""), ("cell", "#cell/1-0"), ("run", "#run/mlp-1-0-0")):
         opened.get("about:blank")
         opened.get(made + fragment)
@@ -266,6 +269,21 @@ def test_the_table_needs_no_script(browser, made):
         assert "The table needs no JavaScript" in one(browser, "#report").text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_two_tables_compared_fit_the_window(browser, width, tmp_path):
+    old = {("set", "0.9", "test/accuracy"): {0: 0.90, 1: 0.91, 2: 0.92}}
+    new = {("set", "0.9", "test/accuracy"): {0: 0.95, 1: 0.97, 2: 0.96}}
+    path = tmp_path / "compare.html"
+    path.write_text(compare_html("results/a", "results/b", 1, differences(old, new)))
+    resize(browser, width)
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    zero, bar = one(browser, ".interval"), one(browser, ".interval i")
+    assert bar.rect["x"] > zero.rect["x"] + zero.rect["width"] / 2  # all of it is above zero
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    browser.save_screenshot(str(SCREENSHOTS / f"compare-{width}.png"))
+    assert browser.get_log("browser") == []
 
 
 def test_runs_beyond_the_budget_have_their_figures(browser, tmp_path):

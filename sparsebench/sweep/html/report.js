@@ -177,11 +177,12 @@ function runTable(cell, current) {
 
 const runLink = (run) => `#run/${encodeURIComponent(run.id)}`;
 
-/** A figure in full, up to eight digits, with thousands apart. */
+/** A figure with six digits, or all of its whole part with thousands apart. */
 function plain(value) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
-  return Math.abs(value) >= 1e-4 && Math.abs(value) < 1e9 ? String(Number(value.toPrecision(6))) : short(value);
+  if (Math.abs(value) >= 1e5) return Math.round(value).toLocaleString("en-US");
+  return Math.abs(value) >= 1e-4 ? String(Number(value.toPrecision(6))) : short(value);
 }
 
 function showCell(cell) {
@@ -309,8 +310,18 @@ function layersPart(detail) {
 
 let scrolled = 0;
 
+/** The two parts of an address such as #run/name; one that was typed wrong names nothing. */
+function address() {
+  const [, kind, name] = /^#(\w+)\/(.*)$/.exec(location.hash) || [];
+  try {
+    return [kind, decodeURIComponent(name)];
+  } catch {
+    return [];
+  }
+}
+
 function route() {
-  const [kind, name] = [location.hash.slice(1).split("/", 1)[0], decodeURIComponent(location.hash.split("/").slice(1).join("/"))];
+  const [kind, name] = address();
   const run = kind === "run" ? RUNS.get(name) : undefined;
   const cell = kind === "cell" ? CELLS.get(name) : undefined;
   const [report, page, dialog] = ["report", "run", "cell"].map(byId);
