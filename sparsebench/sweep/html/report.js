@@ -149,7 +149,7 @@ function heatField(sums) {
   if (!sums) return element("td", { class: "none" }, "–");
   const density = sums[0] / sums[1];
   const shade = density > 0 ? Math.max(0.04, Math.min(1, 1 + Math.log10(density) / 3)) : 0;
-  const field = element("td", { class: shade > 0.55 ? "dark" : null }, density >= 0.0995 ? (100 * density).toFixed(density > 0.9995 ? 0 : 1) : String(Number((100 * density).toPrecision(2))));
+  const field = element("td", { class: shade > 0.7 ? "strong" : shade > 0.45 ? "middle" : null }, density >= 0.0995 ? (100 * density).toFixed(density > 0.9995 ? 0 : 1) : String(Number((100 * density).toPrecision(2))));
   field.style.setProperty("--shade", shade.toFixed(2));
   return field;
 }
