@@ -12,14 +12,17 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, open_dict, read_write
+from typing import TYPE_CHECKING
 
 from sparsebench.errors import Interrupted
 from sparsebench.files import read_json, write_json
 from sparsebench.signals import REQUEUED, handling, requeue, slurm_job, stop_at_once
-from sparsebench.sweep.job import Report, report_of
+
+if TYPE_CHECKING:  # all that takes long to import comes when signals are heard
+    from hydra.core.config_loader import ConfigLoader
+    from omegaconf import DictConfig
+
+    from sparsebench.sweep.job import Report
 
 #: Seconds that a job waits for its file, which is put into place after it was submitted.
 PATIENCE = 60.0
@@ -48,9 +51,11 @@ class Cell:
     def __call__(self) -> Report:
         """Do the run."""
         from hydra.core.utils import setup_globals
+        from omegaconf import open_dict, read_write
 
         from sparsebench.config.schema import register
         from sparsebench.sweep import sweeper
+        from sparsebench.sweep.job import report_of
 
         setup_globals()
         register()
@@ -71,7 +76,7 @@ def main(folder: Path) -> None:
         SystemExit: the run was interrupted; nothing is reported, since the job goes on, or the
             sweep sees that it ended and decides.
     """
-    limit = 0
+    limit = 1  # until the cell says how often; it may be that reading it is interrupted
     try:
         with handling(stop_at_once):
             cell = _wait_for_cell(folder)
@@ -82,6 +87,8 @@ def main(folder: Path) -> None:
         print(f"sparsebench: {error}; {said}", file=sys.stderr, flush=True)
         if said.endswith(REQUEUED) or int(os.environ.get("SLURM_RESTART_COUNT") or 0) < limit:
             sys.exit(128 + error.signum)
+        from sparsebench.sweep.job import Report
+
         report = Report("interrupted", f"{error}; all {limit} requeues are used up")
     write_json(report_file(folder, slurm_job()), asdict(report))
 
@@ -93,6 +100,8 @@ def report_file(folder: Path, job: str) -> Path:
 
 def read_report(folder: Path, job: str) -> Report | None:
     """What a job has reported, or None as long as it has not."""
+    from sparsebench.sweep.job import Report
+
     told = read_json(report_file(folder, job))
     return Report(**told) if isinstance(told, dict) else None
 
