@@ -5,10 +5,16 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 TESTS ?= tests
 
-.PHONY: help setup quick test lint format bench status clean
+# of a table: SCALE=quick|paper SEEDS=5 LAUNCHER=slurm WHERE='method in [set, rigl]' PLAN=true
+table = $(BIN)/sparsebench -m +table=$(1) $(if $(SCALE),table.scale=$(SCALE)) \
+  $(if $(SEEDS),table.seeds=$(SEEDS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) \
+  $(if $(WHERE),"table.where=$(WHERE)") $(if $(PLAN),table.plan=$(PLAN))
+
+.PHONY: help setup quick flops mnist1d cifar random_pruning imagenet test test-browser test-chaos \
+  test-slurm lint format bench status clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(SETUP)  ## .venv with the tested versions (constraints.txt) and this package
 
@@ -22,8 +28,34 @@ $(SETUP): pyproject.toml constraints.txt
 quick: $(SETUP)  ## the main job: seven methods on digits, a table and a picture in results/quick
 	@$(BIN)/sparsebench -m +table=quick
 
+flops: $(SETUP)  ## FLOPs and sizes of ResNet-50 and MobileNet beside RigL's, no training
+	$(call table,flops)
+
+mnist1d: SCALE ?= quick
+mnist1d: $(SETUP)  ## MNIST-1D's models at the published scale, and its lottery tickets
+	$(BIN)/sparsebench -m +table=mnist1d
+	$(call table,mnist1d_lottery)
+
+cifar: $(SETUP)  ## sparse training on CIFAR-10 (SCALE, SEEDS, LAUNCHER, WHERE, PLAN as for all tables)
+	$(call table,cifar)
+
+random_pruning: $(SETUP)  ## does the gap to random pruning close as networks grow?
+	$(call table,random_pruning)
+
+imagenet: $(SETUP)  ## ResNet-50 on ImageNet: GPU-months, PLAN=true says how many
+	$(call table,imagenet)
+
 test: $(SETUP) lint  ## lint, types, tests
-	$(BIN)/python -m pytest $(TESTS) -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(TESTS) --ignore=tests/browser -n 2 --dist worksteal
+
+test-browser: $(SETUP)  ## the HTML report in headless Chromium (apt-get install chromium chromium-driver)
+	$(BIN)/python -m pytest tests/browser
+
+test-chaos: $(SETUP)  ## sweeps killed again and again end with the same table
+	$(BIN)/python -m pytest tests/chaos -s -o timeout=600
+
+test-slurm: $(SETUP)  ## sweeps on a real SLURM; as root starts one (apt-get install slurm-wlm munge)
+	$(BIN)/python -m pytest tests/slurm
 
 lint: $(SETUP)  ## ruff and mypy
 	$(BIN)/ruff check sparsebench tests scripts

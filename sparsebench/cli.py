@@ -18,6 +18,8 @@ USAGE = """sparsebench: experiments in sparse training
   sparsebench task=profile model=resnet50 data=imagenet method=rigl           accounting only
   sparsebench list methods|models|data|tables [PATTERN]                       names
   sparsebench where OVERRIDES                                                 a run's folder
+  sparsebench -m +table=cifar table.plan=true                                 what is left to do
+  sparsebench compare OLD NEW [--json] [--html FILE]                          two tables' folders
   sparsebench push RUN_FOLDER... [--project P] [--entity E]                   runs into W&B
   sparsebench --cfg job OVERRIDES                                             the whole config
   sparsebench --info | --hydra-help                                           Hydra's own
@@ -63,6 +65,10 @@ def _dispatch(argv: list[str]) -> int:
         from sparsebench.commands import where
 
         return where(argv[1:])
+    if argv[:1] == ["compare"]:
+        from sparsebench.sweep.compare import compare_command
+
+        return compare_command(argv[1:])
     if argv[:1] == ["push"]:
         from sparsebench.dashboard.push import push
 
@@ -124,8 +130,9 @@ def _hydra(argv: list[str]) -> int:
 def _about_table(word: str) -> str:
     """``table=NAME`` and ``table.FIELD=VALUE`` as Hydra wants them; a filter is text to it."""
     key, equals, value = word.partition("=")
+    key = key.lstrip("+")
     if key == "table" and equals:
-        return f"+{word}"
+        return f"+{key}={value}"
     if not key.startswith("table.") or not equals:
         return word
     if key == "table.where" and value[:1] not in ("'", '"'):

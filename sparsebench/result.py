@@ -70,6 +70,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def ended(result: Mapping[str, Any] | None) -> bool:
+    """Whether a run needs no more work: it finished or diverged."""
+    return result is not None and result["status"] != "failed"
+
+
 @cache
 def _say_once(text: str) -> None:
     print(f"sparsebench: {text}", file=sys.stderr)

@@ -18,7 +18,7 @@ from sparsebench.config.check import check
 from sparsebench.config.identity import run_folder
 from sparsebench.errors import Diverged, Interrupted, UserError, bad_value
 from sparsebench.files import check_room, sweep_leftovers, write_text
-from sparsebench.result import NAME, read_result, write_result
+from sparsebench.result import NAME, ended, read_result, write_result
 from sparsebench.signals import handling, stop_at_once
 
 TASKS = ("classification", "profile")
@@ -87,9 +87,7 @@ def _follow(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str
 def finished(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The result of a run that needs no more work: finished or diverged, and not forced."""
     result = read_result(folder)
-    if result is None or cfg.force or result["status"] == "failed":
-        return None
-    return result
+    return result if ended(result) and not cfg.force else None
 
 
 def _load_task(name: str) -> Any:

@@ -249,7 +249,7 @@ def test_nothing_differs(folders, capsys):
             "compare OLD=olb: a folder with a table.csv is needed; did you mean 'old'?",
         ),
         (["old", "elsewhere/x"], "compare NEW=elsewhere/x: a folder with a table.csv is needed"),
-        (["old"], "compare=old: two folders with tables are needed, OLD and NEW, and --json if "),
+        (["old"], "compare=old: two folders with tables are needed, OLD and NEW; --json and "),
         (["old", "new", "--jsn"], "compare=old new --jsn: two folders with tables are needed"),
         ([], "compare=: two folders with tables are needed"),
     ],
@@ -286,3 +286,13 @@ def test_a_table_that_is_no_text(folders):
     (folders / "new" / "table.csv").write_bytes(b"\xff\xfe\x00row")
     with pytest.raises(UserError, match=r"^new/table.csv: can't be read"):
         compare_command(["old", "new"])
+
+
+def test_as_a_page(folders, capsys):
+    assert compare_command(["old", "new", "--html", "page.html"]) == 0
+    page = Path("page.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "old" in page
+    assert "RigL" in page
+    with pytest.raises(UserError, match=r"compare --html=nowhere/page.html: can't be written"):
+        compare_command(["old", "new", "--html", "nowhere/page.html"])

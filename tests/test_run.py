@@ -22,8 +22,9 @@ RUN = [
 SHAPES = {"fc1.weight": (32, 64), "fc2.weight": (16, 32), "fc3.weight": (10, 16)}
 WEIGHTS = sum(math.prod(shape) for shape in SHAPES.values())
 FILES = {
-    "config.yaml", "metrics.csv", "density.csv", "seconds.csv", "last.ckpt", "result.json", ".owner-1",
-}  # fmt: skip
+    *("config.yaml", "metrics.csv", "density.csv", "seconds.csv"),
+    *("last.ckpt", "result.json", ".owner-1"),
+}
 PICTURES = {"curves.png", "density.png"}
 
 OWN = '''

@@ -154,13 +154,15 @@ def test_table_narrowed_lands_beside_the_runs(capsys):
 def test_table_of_ones_own_lands_in_results(folder):
     Path("own/table").mkdir(parents=True)
     Path("own/table/mine.yaml").write_text(
-        "name: mine\ntitle: Mine\nscales: {tiny: {setup: small}}\nrows: {key: method, values: [static]}\n"
+        "name: mine\ntitle: Mine\nscales: {tiny: {setup: small}}\n"
+        "rows: {key: method, values: [static]}\n"
         "columns: {key: sparsity, values: [0.5]}\n"
         "overrides: [epochs=1, model=tiny_mlp, plots=false, batch_size=256]\n"
     )
     assert sweep("--config-dir", "own", "+table=mine") == 0
     made = sorted(path.name for path in Path("results/mine/tiny").iterdir())
-    assert made == ["table.csv", "table.md", "table.tex"]  # it asks for no picture
+    files = ["claims.json", "report.html", "table.csv", "table.md", "table.tex"]
+    assert made == files  # it asks for no picture
     Path("own/table/mine.yaml").write_text("name: mine\ntitle: Mine\nscala: tiny\n")
     assert sweep("--config-dir", "own", "+table=mine") == 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,38 @@ def identity(cfg: DictConfig) -> str:
 
     The hash covers all keys that can change the result and are not at their default.
     """
-    text = json.dumps({"schema": SCHEMA, "values": significant(cfg)}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    parts = [cfg.data.name, cfg.model.name, cfg.method.name, f"{_sparsity(cfg):g}", str(cfg.seed)]
+    return identities(cfg, [cfg.seed])[0]
+
+
+def identities(cfg: DictConfig, seeds: Sequence[int]) -> list[str]:
+    """Names of the runs that a config stands for with each of some seeds.
+
+    Args:
+        cfg: the config; nothing but its own key may depend on the seed.
+        seeds: in place of the config's.
+    """
+    return names(stem(cfg), _sparsity(cfg), significant(cfg), seeds)
+
+
+def stem(cfg: DictConfig) -> str:
+    """What a person reads first in a name: task, data, model and method."""
+    parts = [cfg.data.name, cfg.model.name, cfg.method.name]
     if cfg.task.name != Config().task.name:
         parts.insert(0, cfg.task.name)
-    label = "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in p) for p in parts)
-    return f"{label[:100]}-{digest}"
+    return "-".join(map(_word, parts))
+
+
+def names(stem: str, sparsity: float, values: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+    """Names by seed of the runs with some significant values."""
+    label = f"{stem}-{_word(f'{sparsity:g}')}"
+    others = {key: value for key, value in values.items() if key != "seed"}
+    default, found = Config().seed, []
+    for seed in seeds:
+        own = {} if seed == default else {"seed": seed}
+        text = json.dumps({"schema": SCHEMA, "values": {**others, **own}}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        found.append(f"{f'{label}-{seed}'[:100]}-{digest}")
+    return found
 
 
 def run_folder(cfg: DictConfig) -> Path:
@@ -36,11 +61,21 @@ def run_folder(cfg: DictConfig) -> Path:
     return Path(cfg.runs).expanduser() / identity(cfg)
 
 
+def _word(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "_" for c in text)
+
+
 def significant(cfg: DictConfig) -> dict[str, Any]:
     """Flat keys and values that make the run what it is."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    values = {str(key): value for key, value in resolved.items()}
+    matters = significance(cfg)
+    flat = _flat({str(key): value for key, value in resolved.items()})
+    return {key: value for key, value in flat if matters(key, value)}
+
+
+def significance(cfg: DictConfig) -> Callable[[str, Any], bool]:
+    """Whether a key with a value makes a run another: it can, and is not at its default."""
     defaults = {
         "method": OmegaConf.get_type(cfg, "method"),
         **{f.name: OmegaConf.get_type(cfg, f.name) for f in fields(Config) if f.name != "method"},
@@ -52,13 +87,14 @@ def significant(cfg: DictConfig) -> dict[str, Any]:
             known.update({f"{key}.{n}": v for n, v in _defaults(kind).items()})
         else:
             known[key] = _defaults(Config).get(key)
-    dropped = IGNORED if values["method"].get("sparse", True) else (*IGNORED, *_SPARSE_ONLY)
-    return {
-        key: value
-        for key, value in _flat(values)
-        if not any(key == d or key.startswith(f"{d}.") for d in dropped)
-        and (key not in known or known[key] != value)
-    }
+    dropped = IGNORED if cfg.method.get("sparse", True) else (*IGNORED, *_SPARSE_ONLY)
+
+    def matters(key: str, value: Any) -> bool:
+        if any(key == d or key.startswith(f"{d}.") for d in dropped):
+            return False
+        return key not in known or bool(known[key] != value)
+
+    return matters
 
 
 def _sparsity(cfg: DictConfig) -> float:

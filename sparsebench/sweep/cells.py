@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, open_dict, read_write
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 from sparsebench.config.check import check
-from sparsebench.config.identity import identity, run_folder
+from sparsebench.config.identity import identities
 from sparsebench.config.refusal import refusal
 from sparsebench.errors import UserError
-from sparsebench.sweep.grid import Grid, unique
+from sparsebench.result import ended, read_result
+from sparsebench.sweep.composing import GridComposer
+from sparsebench.sweep.family import Family
+from sparsebench.sweep.grid import Grid
 
 #: From overrides to the config of one run.
-Composer = Callable[[Sequence[str]], DictConfig]
+Compose = Callable[[Sequence[str]], DictConfig]
 
 
 @dataclass(frozen=True)
@@ -57,75 +61,116 @@ class Cells:
     done: set[str] = field(default_factory=set)
 
 
-def lay_out(grid: Grid, compose: Composer) -> Cells:
+def lay_out(grid: Grid, compose: Compose, families: Families | None = None) -> Cells:
     """Compose and check every cell; equal runs become one.
 
     Seeds are the outermost loop, so that a sweep that is stopped has whole replicates.
 
+    Args:
+        grid: rows, columns and seeds.
+        compose: from overrides to a config.
+        families: names cells that differ in plain values only, with each value checked once
+            instead of each cell.
+
     Raises:
         UserError: one line that also names the overrides of the cell.
     """
-    composed: dict[tuple[int, int], DictConfig] = {}
     cells = Cells()
-    for seed in grid.seeds:
-        for i, j in grid.places:
-            overrides = grid.overrides(grid.rows[i], grid.columns[j])
-            try:
-                if (i, j) not in composed:
-                    composed[i, j] = compose([*overrides, f"seed={seed}"])
-                cfg = composed[i, j]
-                cfg.seed = seed  # nothing else of a config depends on it before it is resolved
-                _add(cells, grid, (i, j, seed), cfg, [*overrides, f"seed={seed}"])
-            except Exception as error:
-                told = error if isinstance(error, UserError) else refusal(error)
-                if told is None:
-                    raise
-                raise UserError(f"{told} (cell: {' '.join(overrides) or 'all defaults'})") from None
+    plans = {place: _plan(grid, place, compose, families) for place in grid.places}
+    for number, seed in enumerate(grid.seeds):
+        for place, plan in plans.items():
+            name = plan.names[number]
+            cells.of[*place, seed] = name
+            if name in cells.runs:
+                continue
+            run = cells.runs[name] = plan.run(name, seed)
+            if not plan.forced and ended(read_result(run.folder)):
+                cells.done.add(name)
     return cells
 
 
-def _add(
-    cells: Cells, grid: Grid, place: tuple[int, int, int], cfg: DictConfig, overrides: list[str]
-) -> None:
-    from sparsebench.run import finished
+@dataclass(frozen=True)
+class _Plan:
+    """What the runs of a cell have in common, and their names by the grid's seeds."""
 
-    check(cfg)
-    name = identity(cfg)
-    cells.of[place] = name
-    if name in cells.runs:
-        return
-    i, j, seed = place
-    words = [
-        grid.rows[i].label,
-        _named(grid.spec.columns.key, grid.columns[j].label),
-        f"seed {seed}",
-    ]
-    cells.runs[name] = Run(
-        identity=name,
-        folder=run_folder(cfg),
-        overrides=tuple(unique(overrides)),
-        label=", ".join(word for word in words if word),
-        epochs=int(cfg.epochs),
-        sparse=bool(cfg.method.get("sparse", True)),
-        samples=round(cfg.data.train_size * (cfg.data.subset or 1))
-        if cfg.data.train_size
-        else None,
-    )
-    if finished(cfg, cells.runs[name].folder) is not None:
-        cells.done.add(name)
+    names: Sequence[str]
+    runs: Path
+    overrides: tuple[str, ...]
+    label: str
+    epochs: int
+    sparse: bool
+    samples: int | None
+    forced: bool
+
+    def run(self, name: str, seed: int) -> Run:
+        """The run of a seed."""
+        return Run(
+            identity=name,
+            folder=self.runs / name,
+            overrides=(*self.overrides, f"seed={seed}"),
+            label=f"{self.label}, seed {seed}" if self.label else f"seed {seed}",
+            epochs=self.epochs,
+            sparse=self.sparse,
+            samples=self.samples,
+        )
 
 
-def _named(key: str, label: str) -> str:
-    return f"{key} {label}".strip() if label else ""
+class Families:
+    """The families of cells met so far, each with what its runs have in common."""
+
+    def __init__(self, composer: GridComposer) -> None:
+        """Take what knows groups from values."""
+        self._composer = composer
+        self._known: dict[tuple[Any, ...], tuple[Family, _Plan]] = {}
+
+    def find(self, overrides: Sequence[str], seeds: Sequence[int]) -> _Plan | None:
+        """What is known of a cell by its relatives; None if it has to be composed."""
+        key, values = self._key(overrides)
+        if key not in self._known:
+            return None
+        family, plan = self._known[key]
+        names = family.names(values, seeds)
+        return replace(plan, names=names) if names else None
+
+    def add(self, overrides: Sequence[str], cfg: DictConfig, plan: _Plan) -> None:
+        """Remember a cell, unless one of its family is known."""
+        key, values = self._key(overrides)
+        if key not in self._known:
+            lines = {name: override.input_line or "" for name, override in values.items()}
+            self._known[key] = Family(cfg, lines), plan
+
+    def _key(self, overrides: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Override]]:
+        groups, values = self._composer.split(overrides)
+        return (groups, tuple(values)), values
 
 
-def composer(config_loader: ConfigLoader, master: DictConfig) -> Composer:
-    """Compose as the launcher will, without Hydra's own part."""
-
-    def compose(overrides: Sequence[str]) -> DictConfig:
-        cfg = config_loader.load_sweep_config(master, list(overrides))
-        with read_write(cfg), open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
-
-    return compose
+def _plan(grid: Grid, place: tuple[int, int], compose: Compose, families: Families | None) -> _Plan:
+    row, column = grid.rows[place[0]], grid.columns[place[1]]
+    overrides = grid.overrides(row, column)
+    named = f"{grid.spec.columns.key} {column.label}".strip() if column.label else ""
+    words = ", ".join(filter(None, [row.label, named]))
+    own = tuple(o for o in overrides if not o.startswith("seed="))
+    try:
+        if families and (plan := families.find(own, grid.seeds)):
+            return replace(plan, label=words, overrides=own)
+        cfg = compose([*overrides, f"seed={grid.seeds[0]}"])
+        check(cfg)
+        size = cfg.data.train_size
+        plan = _Plan(
+            names=identities(cfg, grid.seeds),
+            runs=Path(cfg.runs).expanduser(),
+            overrides=own,
+            label=words,
+            epochs=int(cfg.epochs),
+            sparse=bool(cfg.method.get("sparse", True)),
+            samples=round(size * (cfg.data.subset or 1)) if size else None,
+            forced=bool(cfg.force),
+        )
+    except Exception as error:
+        told = error if isinstance(error, UserError) else refusal(error)
+        if told is None:
+            raise
+        raise UserError(f"{told} (cell: {' '.join(overrides) or 'all defaults'})") from None
+    if families:
+        families.add(own, cfg, plan)
+    return plan

@@ -1,4 +1,4 @@
-"""``sparsebench compare OLD NEW``: two tables, from their files.
+"""``sparsebench compare OLD NEW [--json] [--html FILE]``: two tables, from their files.
 
 Figures come from ``table.csv``, verdicts from ``claims.json``. Nothing is read from runs, so that
 tables of other machines can be compared.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebench.errors import UserError, bad_value
-from sparsebench.files import read_json
+from sparsebench.files import read_json, write_text
 from sparsebench.sweep.differences import (
     LEVEL,
     Difference,
@@ -36,7 +36,7 @@ def compare_command(argv: list[str]) -> int:
     """Print what changed between the tables of two folders; differences are no error.
 
     Args:
-        argv: the two folders, and ``--json`` for machines.
+        argv: the two folders; ``--json`` for machines, ``--html FILE`` for a page.
 
     Returns:
         Exit code 0.
@@ -45,17 +45,39 @@ def compare_command(argv: list[str]) -> int:
         UserError: a folder without a table.
     """
     folders = [word for word in argv if word != "--json"]
+    page = None
+    if "--html" in folders[:-1]:
+        at = folders.index("--html")
+        page = Path(folders[at + 1])
+        del folders[at : at + 2]
     if len(folders) != 2 or any(word.startswith("-") for word in folders):
-        said = "two folders with tables are needed, OLD and NEW, and --json if wanted"
+        said = "two folders with tables are needed, OLD and NEW; --json and --html FILE if wanted"
         raise bad_value("compare", " ".join(argv), said)
     (old, old_claims), (new, new_claims) = map(_read, ("OLD", "NEW"), folders)
     found, verdicts = differences(old, new), verdict_changes(old_claims, new_claims)
     places = len({*old, *new})
-    if len(folders) < len(argv):
+    if page:
+        _write_page(page, folders, places, found, verdicts)
+    if "--json" in argv:
         print(json.dumps(_as_dict(folders, places, found, verdicts), indent=2, allow_nan=False))
     else:
         _show(folders, places, found, verdicts)
     return 0
+
+
+def _write_page(
+    page: Path,
+    folders: Sequence[str],
+    places: int,
+    found: Sequence[Difference],
+    verdicts: Sequence[VerdictChange],
+) -> None:
+    from sparsebench.sweep.html.compare import compare_html
+
+    try:
+        write_text(page, compare_html(folders[0], folders[1], places, found, verdicts))
+    except OSError as error:
+        raise bad_value("compare --html", page, f"can't be written ({error.strerror})") from error
 
 
 def _read(which: str, given: str) -> tuple[dict[Place, dict[int, float]], list[Any]]:

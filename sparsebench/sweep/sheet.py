@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsebench.sweep.grid import Grid
 from sparsebench.sweep.provenance import provenance
 from sparsebench.sweep.results import Entry, Figure, Outcome, Results
 from sparsebench.sweep.spec import Metric, TableSpec
@@ -95,12 +96,14 @@ def sheet(results: Results, command: str, verdicts: Sequence[Verdict] = ()) -> S
     parts = [_fields(results, j) for j in range(len(results.grid.columns))]
     if len(results.metrics) == 1:
         flat = [field for part in parts for field in part]
-        head = [_heading(results, f.column) or _label(f.metric) for f in flat]
+        head = [heading(results.grid, f.column) or _label(f.metric) for f in flat]
         sections = [_section(results, "", flat)]
     else:
         flat = parts[0]
         head = [_label(field.metric) for field in flat]
-        sections = [_section(results, _heading(results, j), part) for j, part in enumerate(parts)]
+        sections = [
+            _section(results, heading(results.grid, j), part) for j, part in enumerate(parts)
+        ]
     said = "published" if spec.scale == "paper" else "published (paper scale)"
     return Sheet(
         title=titled(spec),
@@ -162,8 +165,9 @@ def _label(metric: Metric) -> str:
     return metric.label or metric.key
 
 
-def _heading(results: Results, column: int) -> str:
-    axis, label = results.grid.spec.columns, results.grid.columns[column].label
+def heading(grid: Grid, column: int) -> str:
+    """What a column is called, with what its axis is called."""
+    axis, label = grid.spec.columns, grid.columns[column].label
     return f"{axis.label or axis.key} {label}".strip() if label else ""
 
 

@@ -17,8 +17,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from sparsebench.dashboard.names import logger_overrides
 from sparsebench.errors import Interrupted, UserError
-from sparsebench.sweep.cells import Cells, composer, lay_out
+from sparsebench.sweep.cells import Cells, Families, lay_out
+from sparsebench.sweep.composing import GridComposer
 from sparsebench.sweep.cores import available, divide
 from sparsebench.sweep.grid import Grid, free_grid, read_overrides, table_grid
 from sparsebench.sweep.job import Job, Report
@@ -68,9 +70,15 @@ class GridSweeper(Sweeper):
             CellsFailed: all is done that can be.
         """
         grid = self._grid([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
-        cells = lay_out(grid, composer(self.context.config_loader, self._config))
+        composer = GridComposer(self.context.config_loader, self._config)
+        cells = lay_out(grid, composer, Families(composer) if grid.spec.plan else None)
+        if grid.spec.plan:
+            from sparsebench.sweep.plan import show_plan
+
+            show_plan(grid, cells, composer)
+            return
         with tempfile.TemporaryDirectory(prefix="sparsebench-") as workers:
-            reports = self._launch(cells, Path(workers), self._order(grid))
+            reports = self._launch(grid, cells, composer, Path(workers))
         from sparsebench.sweep.report import report
 
         if not report(grid, cells, reports, Path(self._config.runs), quiet=self._config.quiet):
@@ -98,12 +106,17 @@ class GridSweeper(Sweeper):
                 return path
         return None
 
-    def _order(self, grid: Grid) -> str:
-        return grid.spec.order if self.order == "table" else self.order
-
-    def _launch(self, cells: Cells, workers: Path, order: str) -> dict[str, Report]:
+    def _launch(
+        self, grid: Grid, cells: Cells, composer: GridComposer, workers: Path
+    ) -> dict[str, Report]:
         todo = [run for name, run in cells.runs.items() if name not in cells.done]
         costs = costs_of(cells, todo)
+        if todo and grid.spec.scale == "paper":
+            from sparsebench.sweep import computing
+
+            if cost := computing.said(grid, cells, composer, [run.identity for run in todo]):
+                print(f"sparsebench: {cost}", file=sys.stderr)
+        order = grid.spec.order if self.order == "table" else self.order
         todo = ordered(todo, order, costs.of)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=Job(os.getpid(), workers), config=self._config
@@ -111,7 +124,8 @@ class GridSweeper(Sweeper):
         at_once = self._at_once()
         if at_once:
             divide(workers, at_once)
-        launch = Launch(launcher, workers, self._extra(at_once))
+        in_wandb = logger_overrides(grid.spec.name, grid.spec.scale, given=grid.last)
+        launch = Launch(launcher, workers, [*self._extra(at_once), *in_wandb])
         watch = Watch(
             launch, todo, len(cells.done), costs, at_once=at_once, quiet=self._config.quiet
         )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from report_runs import SEEDS, SPEC, build, curve
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
 
 from sparsebench.sweep.differences import differences
 from sparsebench.sweep.html.compare import compare_html
@@ -12,15 +14,7 @@ from sparsebench.sweep.html.data import Budget
 from sparsebench.sweep.html.page import report_html
 from sparsebench.sweep.sheet import sheet
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not BROWSER or not DRIVER, reason="apt-get install chromium chromium-driver"
-    ),
-]
 WIDE, NARROW = 1400, 390
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='300' height='100'><circle r='40'/></svg>"
@@ -31,6 +25,8 @@ WRONG = {(1, 1, 2): ERROR, (2, 1, 0): None}
 
 @pytest.fixture(scope="module")
 def browser():
+    if not BROWSER or not DRIVER:
+        pytest.fail("there is no browser: apt-get install chromium chromium-driver")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER

@@ -17,7 +17,7 @@ from sparsebench.result import STATUSES, read_result
 from sparsebench.sweep.html.curves import read_curves, rounded
 from sparsebench.sweep.html.pareto import trade_offs
 from sparsebench.sweep.results import Outcome, Results
-from sparsebench.sweep.sheet import NOTHING, field_text, published_text
+from sparsebench.sweep.sheet import NOTHING, field_text, heading, published_text
 from sparsebench.sweep.spec import Metric
 
 #: Points of a curve, and of the density of each layer.
@@ -29,6 +29,10 @@ FIGURE_DIGITS = 10
 
 #: Characters of ``error.txt``; its end says what went wrong.
 LOG_LENGTH = 6000
+
+
+#: Keys of a config that name folders of one machine, and change no result.
+PLACES = ("runs", "data.root")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def page_data(results: Results, budget: Budget | None = None) -> dict[str, Any]:
         runs.append(run)
     return {
         "rows": [row.label for row in grid.rows],
-        "columns": [heading(results, j) for j in range(len(grid.columns))],
+        "columns": [heading(grid, j) for j in range(len(grid.columns))],
         "flat": [i for i in range(len(grid.rows)) if results.flat(i)],
         "seeds": list(grid.seeds),
         "cells": _cells(results, places),
@@ -81,12 +85,6 @@ def page_data(results: Results, budget: Budget | None = None) -> dict[str, Any]:
         "t": t_factors(len(grid.seeds)),
         "trade_offs": trade_offs(results),
     }
-
-
-def heading(results: Results, column: int) -> str:
-    """How a column is called; empty where there is but one."""
-    axis, label = results.grid.spec.columns, results.grid.columns[column].label
-    return f"{axis.label or axis.key} {label}".strip() if label else ""
 
 
 def _cells(results: Results, places: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -177,7 +175,9 @@ def _detail(outcome: Outcome) -> dict[str, Any]:
     result = (read_result(folder) if outcome.status in STATUSES else None) or {}
     layers = sorted(result.get("layers", {}).items(), key=lambda pair: pair[1].get("order", 0))
     found = {
-        "config": flat(result.get("config", {})),
+        "config": {
+            key: value for key, value in flat(result.get("config", {})).items() if key not in PLACES
+        },
         "notes": [str(note) for note in result.get("notes", [])],
         "log": _log(outcome),
         "environment": flat(result.get("environment", {})),
