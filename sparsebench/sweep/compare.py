@@ -74,10 +74,7 @@ def _write_page(
 ) -> None:
     from sparsebench.sweep.html.compare import compare_html
 
-    try:
-        write_text(page, compare_html(folders[0], folders[1], places, found, verdicts))
-    except OSError as error:
-        raise bad_value("compare --html", page, f"can't be written ({error.strerror})") from error
+    write_text(page, compare_html(folders[0], folders[1], places, found, verdicts))
 
 
 def _read(which: str, given: str) -> tuple[dict[Place, dict[int, float]], list[Any]]:

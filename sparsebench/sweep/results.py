@@ -62,7 +62,9 @@ class Entry:
     def values(self, metric: Metric) -> dict[int, float]:
         """A figure by seed, of the runs that have finished and have it."""
         found = {s: o.metrics.get(metric.key) for s, o in self.by_seed.items()}
-        values = {s: v for s, v in found.items() if type(v) in (int, float)}
+        values = {
+            s: v for s, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)
+        }
         if metric.per is None:
             return values
         reference = self.references.get(metric.per)
