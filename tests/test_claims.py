@@ -13,8 +13,8 @@ from scipy import stats
 from sparsebench.sweep.cells import Run
 from sparsebench.sweep.claims import decide, write_claims
 from sparsebench.sweep.grid import Grid, Line
-from sparsebench.sweep.results import Entry, Outcome, Results
-from sparsebench.sweep.spec import Axis, Claim, Metric, TableSpec, Term
+from sparsebench.sweep.results import Entry, Figure, Outcome, Results
+from sparsebench.sweep.spec import Axis, Claim, Metric, Published, TableSpec, Term
 
 ACCURACY = Metric("test/accuracy", factor=100.0)
 WEIGHTS = Metric("nonzeros", summary="range")
@@ -246,6 +246,34 @@ def test_more_than_two_terms():
     assert found.verdict == "supported"
 
 
+def against_published(figures, published, claims, metric=ACCURACY):
+    results = results_of(figures, claims, metric)
+    grid = replace(results.grid, seeds=tuple(range(len(figures["A"]))))
+    group = Published({"A": published}, "A paper")
+    figure = Figure(published, None, group)
+    return decide(replace(results, grid=grid, published={(0, 0, metric.key): figure}))[0]
+
+
+def test_against_a_published_figure():
+    """Measured 90, 91, 92 beside the published 90.5: a one-sample test of 91 - 90.5."""
+    terms = [Term("A"), Term("A", weight=-1.0, published=True)]
+    same = replace(claim("same", 3.0), terms=terms)
+    found = against_published({"A": [0.90, 0.91, 0.92]}, 90.5, [same])
+    test = stats.ttest_1samp([90, 91, 92], 90.5)
+    assert (found.difference, found.n) == (pytest.approx(0.5), 3)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
+    bound = stats.ttest_1samp([90, 91, 92], 90.5 + 3, alternative="less").pvalue
+    assert found.p == pytest.approx(2 * bound)
+
+
+def test_a_count_against_a_published_one_needs_one_seed():
+    terms = [Term("A"), Term("A", weight=-1.0, published=True)]
+    same = replace(claim("same", 0.01), terms=terms)
+    for count, verdict in ((0.42, "supported"), (0.45, "refuted")):
+        found = against_published({"A": [count]}, 0.415, [same], WEIGHTS)
+        assert (found.verdict, found.n, found.low) == (verdict, 1, None)
+
+
 def test_file(tmp_path):
     figures = {"A": [0.9, 0.8, 0.75], "B": [0.8, 0.7, 0.6]}
     claims = [claim(), claim(second="X", name="two", relation="same", by=1.0)]
@@ -261,8 +289,8 @@ def test_file(tmp_path):
         "relation": "above",
         "by": 0.0,
         "cells": [
-            {"row": "A", "column": "", "weight": 1.0},
-            {"row": "B", "column": "", "weight": -1.0},
+            {"row": "A", "column": "", "weight": 1.0, "published": False},
+            {"row": "B", "column": "", "weight": -1.0, "published": False},
         ],
         "scale": "quick",
         "verdict": "supported",

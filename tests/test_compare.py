@@ -251,7 +251,8 @@ def test_nothing_differs(folders, capsys):
         (["old", "elsewhere/x"], "compare NEW=elsewhere/x: a folder with a table.csv is needed"),
         (
             ["old"],
-            "compare=old: two folders with tables are needed, OLD and NEW; --json and --html FILE if wanted",
+            "compare=old: two folders with tables are needed, OLD and NEW; --json and "
+            "--html FILE if wanted",
         ),
         (["old", "new", "--jsn"], "compare=old new --jsn: two folders with tables are needed"),
         ([], "compare=: two folders with tables are needed"),

@@ -198,3 +198,12 @@ def test_refusals_name_the_line(tmp_path, old, new, said):
         read_file(tmp_path, FILE.replace(old, new))
     assert said in str(caught.value)
     assert str(caught.value).startswith("table/mine.yaml:")
+
+
+def test_a_claim_about_a_published_figure_needs_one(tmp_path):
+    old = "{row: set, column: big, weight: -1}"
+    good = FILE.replace(old, "{row: set, column: big, weight: -1, published: true}")
+    assert read_file(tmp_path, good).claims[0].terms[1].published
+    bad = good.replace("{set: 90.1, RigL: [91.5, 0.2]}", "{RigL: 91.5}")
+    with pytest.raises(UserError, match="claims.0.terms.1=set, big: there is no published figure"):
+        read_file(tmp_path, bad)

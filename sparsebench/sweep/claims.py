@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def write_claims(verdicts: Sequence[Verdict], path: Path) -> None:
 def _as_dict(verdict: Verdict) -> dict[str, Any]:
     claim = verdict.claim
     low, high = verdict.low, verdict.high
-    terms = [{"row": t.row, "column": t.column, "weight": t.weight} for t in claim.terms]
+    terms = [asdict(term) for term in claim.terms]
     return {
         "id": claim.id,
         "claim": claim.claim,
@@ -123,7 +123,10 @@ def _measured(results: Results, claim: Claim) -> tuple[Verdict, Student | None]:
     assert metric is not None  # spec_check has seen to it
     verdict = Verdict(replace(claim, metric=metric.key), spec.scale, "not run")
     entries = [_entry(results, term) for term in claim.terms]
-    found = [_values(entry, metric) for entry in entries]
+    found = [
+        _constant(results, term, metric) if term.published else _values(entry, metric)
+        for term, entry in zip(claim.terms, entries, strict=True)
+    ]
     for term, entry, values in zip(claim.terms, entries, found, strict=True):
         if not values:
             cell = ", ".join(str(name) for name in (term.row, term.column) if name != "")
@@ -153,6 +156,13 @@ def _entry(results: Results, term: Term) -> Entry | None:
 def _values(entry: Entry | None, metric: Metric) -> dict[int, float]:
     values = entry.values(metric) if entry else {}
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def _constant(results: Results, term: Term, metric: Metric) -> dict[int, float]:
+    """The published figure of a cell in the unit of the runs, the same for every seed."""
+    place = results.grid.place(term.row, term.column)
+    figure = results.published.get((*place, metric.key)) if place else None
+    return dict.fromkeys(results.grid.seeds, figure.value / metric.factor) if figure else {}
 
 
 def _sums(weights: Sequence[float], found: Sequence[Mapping[int, float]]) -> list[float]:

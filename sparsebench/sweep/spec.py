@@ -115,11 +115,12 @@ class Published:
 
 @dataclass
 class Term:
-    """A cell's part in a claim: ``weight`` times its figure."""
+    """A cell's part in a claim: ``weight`` times its figure, or the one that was published."""
 
     row: Any = ""
     column: Any = ""
     weight: float = 1.0
+    published: bool = False
 
 
 @dataclass
@@ -201,6 +202,21 @@ class TableSpec:
         """The metric of a key; the first for an empty one."""
         return next((m for m in self.metric if m.key == key or not key), None)
 
+    def has_published(self, row: Any, column: Any, key: str) -> bool:
+        """Whether a paper has a figure for that cell and metric."""
+        return any(
+            self.find_metric(group.metric) is self.find_metric(key)
+            and r.named(row)
+            and any(r.named(name) for name in group.values)
+            and self._is_column(c, column)
+            and self._is_column(c, group.column)
+            for group in self.published
+            for r, c in self.cells()
+        )
+
+    def _is_column(self, choice: Choice, name: Any) -> bool:
+        return choice.named(name) or (name == "" and len(self.columns.values) == 1)
+
     def cells(self) -> Iterator[tuple[Choice, Choice]]:
         """Row and column of every cell there is."""
         for row in self.rows.values:
@@ -210,7 +226,4 @@ class TableSpec:
 
     def has_cell(self, row: Any, column: Any) -> bool:
         """Whether there is a cell of that row and column."""
-        return any(
-            r.named(row) and (c.named(column) or (column == "" and len(self.columns.values) == 1))
-            for r, c in self.cells()
-        )
+        return any(r.named(row) and self._is_column(c, column) for r, c in self.cells())

@@ -222,3 +222,7 @@ def _check_terms(claim: Claim, specs: Sequence[TableSpec], at: At) -> None:
             rows = [str(row.label) for spec in specs for row in spec.rows.values]
             said = f"there is no cell of row '{term.row}' and column '{term.column}'"
             raise (at / "terms" / i).refuse(f"{term.row}, {term.column}", said, rows)
+        cell = term.row, term.column, claim.metric
+        if term.published and not any(spec.has_published(*cell) for spec in specs):
+            said = "there is no published figure of that cell and metric"
+            raise (at / "terms" / i).refuse(f"{term.row}, {term.column}", said)
