@@ -146,7 +146,8 @@ def _claim(spec: TableSpec, verdict: Verdict) -> tuple[str, ...]:
     said = verdict.verdict + (f" ({'; '.join(notes)})" if notes else "")
     difference = NOTHING
     if verdict.difference is not None and metric is not None:
-        difference = f"{verdict.difference:+{metric.format}}"
+        exact = metric.summary == "range"  # may be far smaller than what the table rounds to
+        difference = format(verdict.difference, "+.2g" if exact else f"+{metric.format}")
         if verdict.low is not None and verdict.high is not None:
             ends = f"{verdict.low:+{metric.format}}", f"{verdict.high:+{metric.format}}"
             difference += f" [{ends[0]}, {ends[1]}]"
