@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Okabe and Ito's colours, which the colour-blind can tell apart; each has its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
+#: Labels of columns that are longer than this together stand aslant.
+CHARACTERS = 60
 
 
 def draw(results: Results) -> Figure | None:
@@ -53,7 +55,10 @@ def _lines(axes: Axes, results: Results, metric: Metric) -> None:
     """One line a row, over the columns."""
     grid = results.grid
     places, label = _positions(results)
-    axes.set_xticks(places, [column.label for column in grid.columns])
+    labels = [column.label for column in grid.columns]
+    long = sum(map(len, labels)) > CHARACTERS
+    axes.set_xticks(places, labels, rotation=25 if long else 0, ha="right" if long else "center")
+    ordered = all(isinstance(column.value, int | float) for column in grid.columns)
     axes.set_xlabel(label)
     axes.set_ylabel(_measured(results, metric))
     step = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
@@ -73,11 +78,14 @@ def _lines(axes: Axes, results: Results, metric: Metric) -> None:
             for x, entry in zip(places, entries, strict=True)
             if entry and (e := entry.estimate(metric))
         ]
-        _series(axes, known, number, row.label)
+        _series(axes, known, number, row.label, joined=ordered)
     axes.legend(fontsize=8, frameon=False, loc="best")
 
 
-def _series(axes: Axes, known: list[tuple[float, Estimate]], number: int, label: str) -> None:
+def _series(
+    axes: Axes, known: list[tuple[float, Estimate]], number: int, label: str, *, joined: bool
+) -> None:
+    """Points with their intervals; a line joins them where the columns are numbers."""
     halves = [e.half if e.half is not None else math.nan for _, e in known]
     axes.errorbar(
         [x for x, _ in known],
@@ -86,7 +94,7 @@ def _series(axes: Axes, known: list[tuple[float, Estimate]], number: int, label:
         label=label,
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
-        linestyle=("-", "--", ":", "-.")[number // len(COLOURS) % 4],
+        linestyle=("-", "--", ":", "-.")[number // len(COLOURS) % 4] if joined else "none",
         markersize=5,
         linewidth=1.4,
         elinewidth=1.0,
