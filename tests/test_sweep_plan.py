@@ -74,8 +74,29 @@ def test_families_compose_one_cell_of_many(composer):
         return composer(overrides)
 
     words = ["method.drop_fraction=0.1,0.2,0.3,0.4", "sparsity=0.5,0.6,0.7", "seed=0,1"]
-    assert len(lay_out(grid(*words), counting, Families(composer)).runs) == 24
+    cells = lay_out(grid(*words), counting, Families(composer), running=False)
+    assert len(cells.runs) == 24
     assert len(composed) == 1
+    lay_out(grid(*words), counting, Families(composer))  # what is to be run is composed
+    assert len(composed) == 1 + 12
+
+
+def test_families_compose_what_is_not_done_only(composer, tmp_path):
+    words = [f"runs={tmp_path}", "method.drop_fraction=0.1,0.2,0.3,0.4", "seed=0,1"]
+    for run in list(lay_out(grid(*words), composer).runs.values())[:7]:
+        run.folder.mkdir()
+        write_result(
+            run.folder, identity="x", status="finished", config={}, environment={}, metrics={}
+        )
+    composed = []
+
+    def counting(overrides):
+        composed.append(overrides)
+        return composer(overrides)
+
+    lay_out(grid(*words), counting, Families(composer))
+    assert [o for o in composed[1] if "drop" in o] == ["method.drop_fraction=0.4"]
+    assert len(composed) == 2
 
 
 @pytest.mark.parametrize("word", ["sparsity=0.5,1.5", "method.drop_fraction=0.3,x"])
@@ -99,8 +120,8 @@ def test_states(tmp_path, composer):
     runs[4].folder.mkdir()
     write_json(runs[4].folder / "config.yaml", {})
     cells = lay_out(grid(f"runs={tmp_path}", "seed=0,1,2,3,4,5"), composer)
-    assert cells.done == {runs[0].identity, runs[2].identity}
-    found = [state(run, run.identity in cells.done) for run in runs]
+    assert cells.done == {runs[0].identity: "finished", runs[2].identity: "diverged"}
+    found = [state(run, cells.done.get(run.identity)) for run in runs]
     assert found == ["done", "failed", "diverged", "interrupted", "missing", "missing"]
 
 
@@ -116,10 +137,10 @@ with hold(Path({str(run.folder)!r})):
 """
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    assert state(run, False) == "running"
+    assert state(run, None) == "running"
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert state(run, False) == "missing"
+    assert state(run, None) == "missing"
 
 
 def test_plan_runs_nothing_and_imports_no_torch(tmp_path):

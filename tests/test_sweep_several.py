@@ -250,7 +250,7 @@ def test_a_job_on_a_node_without_the_sweeps_folder(tmp_path, monkeypatch):
     def interrupted(cfg):
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(module, "_report", interrupted)
+    monkeypatch.setattr(module, "report_of", interrupted)
     before = signal.getsignal(signal.SIGINT)
     try:
         report = Job(os.getpid(), tmp_path / "gone")(

@@ -53,15 +53,17 @@ class Cells:
     Attributes:
         runs: by identity, in the order they are started.
         of: identities by row number, column number and seed.
-        done: identities that need no work.
+        done: how those ended that need no work: ``finished`` or ``diverged``.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
     of: dict[tuple[int, int, int], str] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
+    done: dict[str, str] = field(default_factory=dict)
 
 
-def lay_out(grid: Grid, compose: Compose, families: Families | None = None) -> Cells:
+def lay_out(
+    grid: Grid, compose: Compose, families: Families | None = None, *, running: bool = True
+) -> Cells:
     """Compose and check every cell; equal runs become one.
 
     Seeds are the outermost loop, so that a sweep that is stopped has whole replicates.
@@ -69,8 +71,9 @@ def lay_out(grid: Grid, compose: Compose, families: Families | None = None) -> C
     Args:
         grid: rows, columns and seeds.
         compose: from overrides to a config.
-        families: names cells that differ in plain values only, with each value checked once
-            instead of each cell.
+        families: names cells without composing each; those that need no work, and all if
+            nothing is to be run, are left at that: each value of theirs is checked once.
+        running: whether what is missing is to be run.
 
     Raises:
         UserError: one line that also names the overrides of the cell.
@@ -84,8 +87,13 @@ def lay_out(grid: Grid, compose: Compose, families: Families | None = None) -> C
             if name in cells.runs:
                 continue
             run = cells.runs[name] = plan.run(name, seed)
-            if not plan.forced and ended(read_result(run.folder)):
-                cells.done.add(name)
+            result = None if plan.forced else read_result(run.folder)
+            if result and ended(result):
+                cells.done[name] = str(result["status"])
+    if families and running:
+        for place, plan in plans.items():
+            if not plan.composed and not cells.done.keys() >= set(plan.names):
+                _plan(grid, place, compose, None)
     return cells
 
 
@@ -101,6 +109,7 @@ class _Plan:
     sparse: bool
     samples: int | None
     forced: bool
+    composed: bool = True
 
     def run(self, name: str, seed: int) -> Run:
         """The run of a seed."""
@@ -152,7 +161,7 @@ def _plan(grid: Grid, place: tuple[int, int], compose: Compose, families: Famili
     own = tuple(o for o in overrides if not o.startswith("seed="))
     try:
         if families and (plan := families.find(own, grid.seeds)):
-            return replace(plan, label=words, overrides=own)
+            return replace(plan, label=words, overrides=own, composed=False)
         cfg = compose([*overrides, f"seed={grid.seeds[0]}"])
         check(cfg)
         size = cfg.data.train_size

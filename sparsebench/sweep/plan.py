@@ -37,7 +37,7 @@ def show_plan(grid: Grid, cells: Cells, compose: Compose) -> None:
 
     from sparsebench.sweep import computing
 
-    states = {name: state(run, name in cells.done) for name, run in cells.runs.items()}
+    states = {name: state(run, cells.done.get(name)) for name, run in cells.runs.items()}
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(_table(grid, cells, states))
     count = Counter(states.values())
@@ -49,18 +49,20 @@ def show_plan(grid: Grid, cells: Cells, compose: Compose) -> None:
         console.print(f"  {cost}", soft_wrap=True)
 
 
-def state(run: Run, done: bool) -> str:
+def state(run: Run, ended: str | None) -> str:
     """``done``, ``running``, ``interrupted`` (it goes on), ``missing``, ``failed``, ``diverged``.
 
     Args:
         run: the run.
-        done: whether it is known to need no more work.
+        ended: how it ended, if it needs no more work.
     """
+    if ended:
+        return "done" if ended == "finished" else ended
     if not run.folder.is_dir():
         return "missing"
     result = read_result(run.folder)
-    if result is not None and (done or result["status"] == "failed"):
-        return "done" if result["status"] == "finished" else str(result["status"])
+    if result is not None and result["status"] == "failed":
+        return "failed"
     if living_owner(run.folder):
         return "running"
     return "interrupted" if (run.folder / "last.ckpt").exists() else "missing"

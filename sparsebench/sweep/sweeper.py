@@ -71,7 +71,7 @@ class GridSweeper(Sweeper):
         """
         grid = self._grid([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
         composer = GridComposer(self.context.config_loader, self._config)
-        cells = lay_out(grid, composer, Families(composer) if grid.spec.plan else None)
+        cells = lay_out(grid, composer, Families(composer), running=not grid.spec.plan)
         if grid.spec.plan:
             from sparsebench.sweep.plan import show_plan
 
