@@ -160,3 +160,15 @@ def test_a_profile_that_cannot_be_is_refused(tmp_path, overrides, said):
     with pytest.raises(UserError, match=said):
         run(compose(["task=profile", "model=tiny_mlp", f"runs={tmp_path}", *overrides]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_small_dense_network_is_narrower_than_the_one_asked_for(tmp_path):
+    """The full width may stand in either key, and its share of the weights is what counts."""
+    words = ["model=resnet20", "data=cifar10", "method=small_dense", "sparsity=0.8"]
+    found = []
+    for width in ("model.width=0.5", "+model.args.width=0.5"):
+        cfg = compose([*words, width, "task=profile", f"runs={tmp_path}", "quiet=true"])
+        found.append(run(cfg)["metrics"])
+    assert found[0]["parameters"] == found[1]["parameters"]
+    assert found[0]["flops/inference_dense"] == found[1]["flops/inference_dense"] == 20497024
+    assert found[0]["weights"] == pytest.approx(0.2 * 67352, rel=0.03)

@@ -27,6 +27,12 @@ COMMANDS = [
 # What makes a command small enough for a test, without leaving out any of its own words.
 SMALLER = {
     "task=profile": [],
+    "+table=cifar": [
+        *("hydra/launcher=basic", "seed=0", "sparsity=0.8", "epochs=1", "batch_size=16"),
+        *("method.every=1it", "data.validation=0", "data.subset=null", "data.train_size=null"),
+        "+model.args.width=0.125",
+    ],
+    "push ": [],
     "-m +table=quick": ["method=static", "sparsity=0.9", "seed=0", "epochs=1"],
     "-m ": ["epochs=1", "method.every=5it", "model=tiny_mlp"],
     "method=gmp": [],
@@ -79,12 +85,10 @@ def test_commands_run(command, tmp_path, data_root, monkeypatch):
     extra = next(more for key, more in SMALLER.items() if key in command)
     monkeypatch.setenv("SPARSEBENCH_DATA", str(data_root))
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
-    done = subprocess.run(
-        [sys.executable, "-m", "sparsebench", *words, *extra],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    program = [sys.executable, "-m", "sparsebench"]
+    if words[:1] == ["push"]:  # there has to be a run
+        subprocess.run([*program, "epochs=20"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([*program, *words, *extra], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
 

@@ -98,10 +98,12 @@ def network(
     config, selector = container(cfg.model), SelectorSpec(**container(cfg.selector))
 
     def at(width: float | None) -> nn.Module:
+        asked = config
+        if width is not None:  # in place of the full width, whichever key has it
+            extra = {key: value for key, value in config["args"].items() if key != "width"}
+            asked = {**config, "args": extra}
         with own_code("model._target_", cfg.model["_target_"]):
-            return models.build(
-                config, input_shape, num_classes, width=width, allow=list(cfg.allow)
-            )
+            return models.build(asked, input_shape, num_classes, width=width, allow=list(cfg.allow))
 
     def weights(model: nn.Module) -> int:
         return sum(p.numel() for p in select(model, selector).values())
