@@ -5,6 +5,7 @@ processes are forked, so that their imports cost nothing.
 """
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -107,6 +108,8 @@ class Child:
 
     def __init__(self, folder, *words, limit=None, **env):
         self.out, self.err = folder / "stdout", folder / "stderr"
+        if wandb := sys.modules.get("wandb"):  # a child can't use the parent's service
+            wandb.teardown()
         self.pid = os.fork()
         if self.pid == 0:
             self._run(folder, words, limit, env)
@@ -119,6 +122,7 @@ class Child:
             for number, path in ((1, self.out), (2, self.err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
+            _quiet_handlers()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             environment._revision.cache_clear()
             if limit:
@@ -160,6 +164,15 @@ def home(folder):
 def run_of(folder):
     (found,) = (folder / "runs").iterdir()
     return found
+
+
+def _quiet_handlers():
+    """Handlers of libraries that were set up in a test have its stream, which is closed now."""
+    nowhere = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    for reference in logging._handlerList:
+        handler = reference()
+        if type(handler) is logging.StreamHandler:
+            handler.stream = nowhere
 
 
 def finish(folder, *words, **env):

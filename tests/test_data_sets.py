@@ -247,6 +247,7 @@ def test_imagenet_stays_on_disk(root):
 
 
 def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(root, monkeypatch):
+    monkeypatch.setattr("sparsebench.data.options.USUAL", (Path("data"),))  # no Debian package
     said = raises("data=cifar10: not found", name="cifar10")
     for part in (str(root), "cifar-10-batches-py", "hf download uoft-cs/cifar10", "data.download"):
         assert part in said

@@ -209,7 +209,7 @@ def wait_for(found, seconds=60):
     ],
 )
 def test_stopped_in_the_middle_the_same_command_goes_on(folder, signum, launcher, code):
-    slow = ["model=tiny_mlp", "method=static", "plots=false", "epochs=40", "seed=range(0,4)"]
+    slow = ["model=tiny_mlp", "method=static", "plots=false", "epochs=150", "seed=range(0,4)"]
     words = [*slow, f"hydra/launcher={launcher}"]
     process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
     wait_for(lambda: results() and any(map(living_owner, Path("runs").iterdir())))

@@ -11,6 +11,10 @@ from typing import Any
 from sparsebench.errors import bad_value
 
 
+#: Where data sets are looked for if nothing is said; Debian's packages are in the second.
+USUAL = (Path("data"), Path("/usr/share/datasets"))
+
+
 @dataclass(frozen=True)
 class Options:
     """The config group ``data``; a key that is not given has the default below.
@@ -84,5 +88,4 @@ class Options:
     def folders(self) -> list[Path]:
         """Where data sets are looked for, in this order."""
         first = self.root or os.environ.get("SPARSEBENCH_DATA")
-        usual = [Path("data"), Path("/usr/share/datasets")]
-        return [Path(first).expanduser(), *usual] if first else usual
+        return [Path(first).expanduser(), *USUAL] if first else list(USUAL)
