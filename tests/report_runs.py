@@ -94,7 +94,7 @@ def finish(folder, i, j, seed, names, epochs):
         identity=folder.name,
         status="finished",
         config=config(row, column, seed),
-        environment=environment | {"cores": 2, "threads": 1, "command": f"seed={seed}"},
+        environment=environment | {"cores": 2, "threads": 1, "command": f"seed={seed} runs=/a/b"},
         metrics=metrics,
         layers=layers,
         notes=[f"a note of seed {seed}"] if seed == 1 else [],

@@ -5,6 +5,7 @@ import io
 import shutil
 import socket
 import struct
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa

@@ -319,3 +319,8 @@ def test_without_flops_or_without_a_better_end_there_is_no_front(results):
 def test_rows_and_columns_are_named(page):
     assert page.data["rows"] == list(ROWS)
     assert page.data["columns"] == [f"Sparsity {column}" for column in COLUMNS]
+
+
+def test_folders_of_the_machine_stay_out_of_the_page(text):
+    assert "/a/b" not in text
+    assert "seed=1" in text

@@ -10,7 +10,6 @@ from typing import Any
 
 from sparsebench.errors import bad_value
 
-
 #: Where data sets are looked for if nothing is said; Debian's packages are in the second.
 USUAL = (Path("data"), Path("/usr/share/datasets"))
 

@@ -180,12 +180,21 @@ def _detail(outcome: Outcome) -> dict[str, Any]:
         },
         "notes": [str(note) for note in result.get("notes", [])],
         "log": _log(outcome),
-        "environment": flat(result.get("environment", {})),
+        "environment": _environment(result.get("environment", {})),
         "layers": [[n, v.get("shape"), v.get("weights"), v.get("nonzeros")] for n, v in layers],
         "curves": read_curves(folder / "metrics.csv", POINTS),
         "density": read_curves(folder / "density.csv", LAYER_POINTS),
     }
     return {key: value for key, value in found.items() if value}
+
+
+def _environment(made: Mapping[str, Any]) -> dict[str, str]:
+    """What a run was made with; its command without the folders of one machine."""
+    found = flat(made)
+    if "command" in found:
+        words = found["command"].split(" ")
+        found["command"] = " ".join(w for w in words if w.partition("=")[0] not in PLACES)
+    return found
 
 
 def _log(outcome: Outcome) -> str:
