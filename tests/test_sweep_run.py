@@ -79,6 +79,7 @@ def test_grid_runs_once_and_is_not_run_again(folder, capsys):
     assert len(first) == 3  # dense is one run at both sparsities
     assert shown.err.count("finished") == 3
     assert "[3/3] static, sparsity 0.9, seed 0: finished" in shown.err
+    assert {run["config"]["logger"]["group"] for run in results().values()} == {"grid"}
     assert sorted(os.listdir()) == ["faulty.py", "runs"]  # Hydra leaves nothing of its own
     (table,) = Path("runs/tables").glob("*/table.md")
     text = table.read_text()
