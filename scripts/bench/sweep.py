@@ -1,6 +1,6 @@
 """What a sweep costs beyond its training, and what a second worker gains.
 
-    python scripts/bench/sweep.py [alone|workers|profile]
+    python scripts/bench/sweep.py [alone|workers|profile]    (PAIRS=1 for a quick look)
 
 ``alone``: twenty runs of about five seconds each in one process; the whole command, from its
 start to its table, over the sum of the trainings. ``workers``: the same runs by two joblib
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common import Ratio, alternate, of, report, seconds
 
-RUNS, SECONDS, PAIRS = 20, 5.0, 3
+RUNS, SECONDS, PAIRS = 20, 5.0, int(os.environ.get("PAIRS", "3"))
 WORDS = [
     "-m", "model=mlp", "data=digits", "method=rigl", "method.every=20it", "sparsity=0.9",
     "plots=false",
