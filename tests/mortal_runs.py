@@ -169,8 +169,10 @@ def run_of(folder):
 def _quiet_handlers():
     """Handlers of libraries that were set up in a test have its stream, which is closed now."""
     nowhere = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-    for reference in logging._handlerList:
-        handler = reference()
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    held = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
+    # a dictConfig empties the list of handlers, and loggers keep theirs
+    for handler in held + [reference() for reference in logging._handlerList]:
         if type(handler) is logging.StreamHandler:
             handler.stream = nowhere
 

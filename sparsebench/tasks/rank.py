@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.tasks import classification
-from sparsebench.training.ranks import OURS
+from sparsebench.training.ranks import OURS, leave_group
 
 
 def main(path: str) -> None:
@@ -27,6 +27,10 @@ def main(path: str) -> None:
     prepared = classification.prepare(cfg)
     os.write(int(os.environ[OURS]), b".")
     classification.run(cfg, Path(path).parent, prepared)
+    leave_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # native threads that outlive the interpreter's end would abort it
 
 
 def _end_with(parent: int) -> None:

@@ -97,7 +97,7 @@ def ranks(cfg: DictConfig, folder: Path) -> Iterator[None]:
         for handle in (ready, told):
             os.close(handle)
         log.close()
-        _leave_group()
+        leave_group()
         os.environ.clear()
         os.environ.update(before)
 
@@ -114,7 +114,7 @@ def _wait(others: list[subprocess.Popen[bytes]], ready: int, folder: Path) -> No
                 raise RuntimeError(f"rank {rank} ended with {process.returncode}: {lines[-1]}")
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
     """A process that goes on to other runs must not look distributed to them."""
     import torch.distributed as dist
 
