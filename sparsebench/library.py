@@ -27,9 +27,9 @@ def method(name: str, **dials: Any) -> Composed:
     Raises:
         UserError: a name, dial or value that does not exist.
     """
-    from sparsebench.config.check import check_fields
-    from sparsebench.sparsity.composed import Composed
-    from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, StructureSpec
+    from sparsebench.sparsity.build import build
+    from sparsebench.sparsity.fields import check_fields
+    from sparsebench.sparsity.spec import DistributionSpec, MethodSpec
 
     names = config_files("method")
     if name not in names:
@@ -38,16 +38,18 @@ def method(name: str, **dials: Any) -> Composed:
     chosen = _choices(values.pop("defaults", []))
     sparsity = dials.pop("sparsity", 0.9)
     distribution = _spec(DistributionSpec, dials.pop("distribution", chosen.get("distribution")))
-    structure = _spec(StructureSpec, dials.pop("structure", None))
+    structure = _structure(dials.pop("structure", chosen.get("structure")))
     known = [f.name for f in fields(MethodSpec)]
     for dial in dials:
         if dial not in known:
             raise bad_value(f"method.{dial}", dials[dial], "no such dial", known)
+    if options := dials.pop("options", None):
+        values["options"] = {**values.get("options", {}), **options}
     spec = MethodSpec(**{**values, **dials})
     for key, part in (("method", spec), ("distribution", distribution), ("structure", structure)):
         check_fields(part, key)
     check_fields_sparsity(sparsity)
-    return Composed(spec, sparsity, distribution, structure)
+    return build(spec, sparsity, distribution, structure)
 
 
 def as_method(given: Method | str, sparsity: float | None = None) -> Method:
@@ -59,7 +61,7 @@ def as_method(given: Method | str, sparsity: float | None = None) -> Method:
 
 def check_fields_sparsity(sparsity: float) -> None:
     """Refuse a sparsity outside [0, 1)."""
-    from sparsebench.config.check import check_number
+    from sparsebench.sparsity.fields import check_number
 
     check_number("sparsity", sparsity, "[0, 1)")
 
@@ -72,6 +74,14 @@ def _choices(defaults: Iterable[str | Mapping[str, str]]) -> dict[str, str]:
         for entry in overrides
         for key, option in entry.items()
     }
+
+
+def _structure(given: str | Mapping[str, Any] | None) -> Any:
+    from sparsebench.sparsity.spec import StructureSpec
+
+    if isinstance(given, str):  # a name of configs/structure, with its numbers
+        given = yaml.safe_load((config_folder() / "structure" / f"{given}.yaml").read_text())
+    return _spec(StructureSpec, given)
 
 
 def _spec(kind: type, given: str | Mapping[str, Any] | None) -> Any:

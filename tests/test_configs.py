@@ -211,6 +211,8 @@ def test_the_schema_offers_just_what_the_registry_has():
         "MethodSpec.initial": tuple(registry.INITIAL),
         "MethodSpec.sparsity_schedule": tuple(registry.SPARSITY_SCHEDULES),
         "MethodSpec.prune": tuple(registry.SCORES),
+        "MethodSpec.engine": tuple(registry.ENGINES),
+        "MethodSpec.also": tuple(registry.SCORES),
         "MethodSpec.drop": tuple(registry.SCORES),
         "MethodSpec.grow": tuple(registry.GROWERS),
         "MethodSpec.drop_schedule": tuple(registry.DROP_SCHEDULES),
@@ -229,7 +231,7 @@ def magnitude(layer):
 
 
 def steepest(layer):
-    return layer.gradient.square()
+    return layer["gradient"].square()
 
 
 steepest.needs = frozenset({"gradient"})

@@ -176,7 +176,9 @@ def test_absent_weights_have_lives_of_their_own(storage):
 
 
 def test_a_shadow_gradient_is_that_of_the_sparse_network():
-    session = start("static", dials={"sparsity": 0.5, "storage": "shadow"}, lr=0.125)
+    session = start(
+        "static", dials={"sparsity": 0.5, "storage": "shadow", "every": "5it"}, lr=0.125
+    )
     model, masks = session.state.model, session.masks
     sparse = copy.deepcopy(model)
     with torch.no_grad():

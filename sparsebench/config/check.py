@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -13,9 +12,10 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from sparsebench.config.idle import check_idle
 from sparsebench.config.importing import check_allowed
 from sparsebench.config.refusal import refusal
-from sparsebench.config.rules import allowed, words
+from sparsebench.config.rules import allowed
 from sparsebench.config.schema import Config
 from sparsebench.errors import UserError, bad_value
+from sparsebench.sparsity.fields import check_field, check_fields
 from sparsebench.sparsity.time import Duration
 
 #: Keys that more than one part may take from elsewhere: an import path has a dot.
@@ -57,43 +57,6 @@ def _value(cfg: DictConfig, key: str) -> Any:
         return cfg[key]
     except ConfigKeyError as error:
         raise UserError(f"~{key}: the key can't be left out; {allowed(key)}") from error
-
-
-def check_fields(values: Any, key: str, kind: Any = None) -> None:
-    """Check each field of a dataclass, or of a config node of its shape, by its metadata."""
-    for spec in fields(kind or values):
-        check_field(getattr(values, spec.name), f"{key}.{spec.name}", spec.metadata)
-
-
-def check_field(value: Any, key: str, rules: Mapping[str, Any]) -> None:
-    """Check one value against the rules of its field."""
-    if value is None:
-        return
-    if "range" in rules:
-        check_number(key, value, rules["range"])
-    if "names" in rules and "." not in str(value) and value not in rules["names"]:
-        raise bad_value(key, value, words(rules), rules["names"])
-    if "choices" in rules and value not in rules["choices"]:
-        raise bad_value(key, value, words(rules), rules["choices"])
-    if "least" in rules and not rules["least"] <= value <= rules.get("most", value):
-        raise bad_value(key, value, words(rules))
-    if "duration" in rules:
-        Duration.parse(value, key)
-    if "share" in rules and not (0 <= value <= 1 or (value > 1 and value % 1 == 0)):
-        raise bad_value(key, value, words(rules))
-
-
-def check_number(key: str, value: object, interval: str) -> None:
-    """Refuse a number outside an interval such as ``[0, 1)``; NaN is in none."""
-    needed = f"a number in {interval} is needed"
-    if not isinstance(value, int | float):
-        raise bad_value(key, value, needed)
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below):
-        percent = f"; did you mean {value / 100:.2f}?" if high == 1 and 2 <= value < 100 else ""
-        raise bad_value(key, value, needed + percent)
 
 
 def _check_keys(cfg: DictConfig) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sparsebench.config.schema import Config
 from sparsebench.errors import nearest
+from sparsebench.sparsity.fields import words
 from sparsebench.sparsity.spec import MethodSpec
-from sparsebench.sparsity.time import ALLOWED
 
 _PLAIN = {
     bool: "true or false is needed",
@@ -60,23 +59,6 @@ def group_of(kind: str) -> str:
     """The group whose schema is the dataclass of this name."""
     groups = {g.__name__: spec.name for spec in fields(Config) if (g := _group(Config, spec))}
     return groups.get(kind, kind)
-
-
-def words(rules: Mapping[str, Any]) -> str:
-    """The sentence for the rules in a field's metadata; empty if it has none."""
-    if "range" in rules:
-        return f"a number in {rules['range']} is needed"
-    if "names" in rules:
-        return f"one of {', '.join(rules['names'])}, or the import path of your own"
-    if "choices" in rules:
-        return f"one of {', '.join(rules['choices'])}"
-    if "most" in rules:
-        return f"a whole number from {rules['least']} to {rules['most']} is needed"
-    if "least" in rules:
-        return f"a whole number of at least {rules['least']} is needed"
-    if "share" in rules:
-        return "a share up to 1.0, or a whole number of images"
-    return ALLOWED if "duration" in rules else ""
 
 
 def _group(kind: type, spec: Field[Any]) -> type | None:

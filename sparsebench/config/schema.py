@@ -41,9 +41,10 @@ def count(default: int | None, least: int = 1, most: int | None = None) -> Any:
 
 @dataclass
 class TaskConfig:
-    """What is done with the model: see ``sparsebench/tasks``."""
+    """What is done with the model: see ``sparsebench/tasks``, and the dials each task has."""
 
     name: str = "classification"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sparsebench.errors import UserError
 from sparsebench.sparsity import registry, scores, updates
+from sparsebench.sparsity.collapse import look_for_collapse
 from sparsebench.sparsity.distributions import allocate
-from sparsebench.sparsity.masks import pack, unpack
+from sparsebench.sparsity.examples import NoExamples
+from sparsebench.sparsity.exchange import drop, drop_counts, grow_counts, moves, without
+from sparsebench.sparsity.fields import read_options
+from sparsebench.sparsity.initial import place
 from sparsebench.sparsity.method import TrainState
 from sparsebench.sparsity.methods.imp import Rewinding
+from sparsebench.sparsity.observers import Observer
 from sparsebench.sparsity.scores import Layer, needs_of
 from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, StructureSpec
-from sparsebench.sparsity.topk import compress, count, positions
+from sparsebench.sparsity.topk import count, positions
 from sparsebench.sparsity.window import Window
 from sparsebench.sparsity.window import updates as ever_updates
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Methods of parts alone have no options beside their dials."""
 
 
 class Composed:
@@ -29,6 +39,9 @@ class Composed:
     decides which stay), then a fraction of them is dropped and as many are grown. Counts
     are exact; of equal scores the lower index is kept.
     """
+
+    #: Dataclass of the options that a class built on this one takes, with rules as in ``spec``.
+    Options: ClassVar[type] = NoOptions
 
     def __init__(
         self,
@@ -49,16 +62,18 @@ class Composed:
             UserError: a part that does not exist.
         """
         self.spec = spec
+        self.options: Any = read_options(self.Options, spec.options, "method.options")
         self.storage = spec.storage
         self.sparsity = sparsity if spec.sparse and not spec.shrink else 0.0
-        self.distribution = distribution or DistributionSpec()
         self._find_parts(spec, structure or StructureSpec())
+        self.distribution = self.structure.distribution(distribution or DistributionSpec())
         self._rewinding = Rewinding(spec.rewind, spec.ticket) if spec.rewind != "none" else None
-        self._forget()
+        self._window: Window | None = None
+        self._fault: str | None = None  # name of a weight whose gradient is not finite
 
     def _find_parts(self, spec: MethodSpec, structure: StructureSpec) -> None:
         find = registry.find
-        self.structure = find(structure.name, registry.STRUCTURES, "structure.name")()
+        self.structure = find(structure.name, registry.STRUCTURES, "structure.name")(structure)
         self._prune = find(spec.prune, registry.SCORES, "method.prune")
         self._initial = (
             self._prune
@@ -70,8 +85,15 @@ class Composed:
         self._share = spec.redistribute and find(
             spec.redistribute, registry.SHARES, "method.redistribute"
         )
-        parts = [p for p in (self._prune, self._drop, self._grow, self._share) if p]
+        self._also = spec.also and find(spec.also, registry.SCORES, "method.also")
+        self._grown = spec.grown != "zero" and find(spec.grown, registry.GROWN, "method.grown")
+        every = (self._prune, self._drop, self._grow, self._share, self._also, self._grown)
+        parts = [part for part in every if part]
         self.needs = frozenset().union(*(needs_of(part) for part in parts))
+        self.observers: dict[str, Observer] = {
+            name: find(name, registry.OBSERVERS, "needs")(spec)
+            for name in sorted(self.needs | needs_of(self._initial))
+        }
         self._check_parts(spec)
 
     def _check_parts(self, spec: MethodSpec) -> None:
@@ -81,78 +103,87 @@ class Composed:
             )
         if spec.redistribute and not spec.drop:
             raise UserError(f"method.redistribute={spec.redistribute}: it needs a method.drop")
-
-    def _forget(self) -> None:
-        """Nothing seen yet: no momentum, no gradient, no topology."""
-        self._momentum: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] = {}
-        self._explored: dict[str, Tensor] = {}
-        self._fault: str | None = None  # name of a weight whose gradient is not finite
-        self._window: Window | None = None
-        if self._rewinding:
-            self._rewinding.kept = {}
+        self.structure.suits(spec)
 
     # --- the hooks of a method -----------------------------------------------------------
 
     def start(self, state: TrainState) -> None:
         """Masks at initialisation: exact counts by the distribution, placed by ``initial``."""
-        self._forget()
-        self._window = Window.of(self.spec, state.total_steps, state.steps_per_epoch)
+        if self._rewinding:
+            self._rewinding.kept = {}
+        self._window = self.window(state.total_steps, state.steps_per_epoch)
+        for observer in self.observers.values():
+            observer.begin(state)
+        if self.sparsity > 0.0:
+            shapes = {n: tuple(p.shape) for n, p in state.masks.parameters.items()}
+            self.structure.check(shapes, self.sparsity)
+            if said := self.structure.note(shapes):
+                state.notes.append(said)
         target = self._target(0)
-        if target > 0.0:
+        if target > 0.0 and not state.resuming:
             self._place(state, target)
-        self._explore(state)
+        self._changed(state)
         self._rewind(state)
 
-    @torch.no_grad()
     def _place(self, state: TrainState, target: float) -> None:
-        if missing := needs_of(self._initial):
+        spec = self.spec
+        together = spec.scope if spec.initial == "dense" else spec.initial_scope
+        try:
+            place(
+                state, self._initial,
+                lambda sparsity: self._wanted(state, sparsity, together),
+                target,
+                lambda: self._layers(state, needs_of(self._initial)),
+                self.structure,
+                rounds=spec.initial_rounds, regrow=spec.initial_regrow,
+                shuffle=spec.initial_shuffle,
+            )  # fmt: skip
+        except NoExamples as error:
             raise UserError(
-                f"method.initial={self.spec.initial}: there is no {', '.join(sorted(missing))} "
-                "before the first step"
-            )
-        started_dense = self.spec.initial == "dense"
-        counts = (self._wanted if started_dense else self._counts)(state, target)
-        layers = self._layers(state)
-        free = {name: torch.ones_like(v.weight, dtype=torch.bool) for name, v in layers.items()}
-        units = updates.best(layers, free, self._initial, counts, self.structure)
-        for name, layer in layers.items():
-            elements = self.structure.elements(units[name])
-            mask = torch.zeros_like(layer.weight, dtype=torch.bool).index_fill(0, elements, True)
-            state.masks.set(name, mask)
+                f"method.initial={spec.initial}: it looks at training data before the first step, "
+                "and gets none; give Session or Sparsify examples=Examples(batches, loss)"
+            ) from error
 
     def wants_dense_gradient(self, state: TrainState) -> bool:
-        """True at updates that score by the gradient, and always where momentum is kept."""
-        if "momentum" in self.needs and self._in_window(state.step):
+        """True at updates that score by the gradient, and always where absent weights learn."""
+        masks = state.masks
+        shadow = masks.storage == "shadow" and not masks.reach.factors and self.sparsity > 0.0
+        return shadow or self._observes(state)
+
+    def _observes(self, state: TrainState) -> bool:
+        when = {self.observers[name].dense_gradient for name in self.needs}
+        if "always" in when and self._in_window(state.step):
             return True
-        return "gradient" in self.needs and self._is_update(state.step + 1)
+        return "update" in when and self._is_update(state.step + 1)
 
     @torch.no_grad()
     def after_backward(self, state: TrainState) -> bool:
-        """Keep the dense gradients that this iteration's update will look at."""
+        """Show the dense gradients to the observers that want them."""
         due = self._is_update(state.step + 1)
-        if not due and not self.wants_dense_gradient(state):
+        if self.spec.absent_decay and state.masks.storage == "shadow":
+            state.masks.decay_absent(self.spec.absent_decay)
+        if not due and not self._observes(state):
             return False
         gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad.detach()
             for name, p in state.masks.parameters.items()
         }
         self._fault = next((n for n, g in gradients.items() if not _finite(g)), None)
-        if "momentum" in self.needs and not self._fault and self._in_window(state.step):
-            self._accumulate(gradients)
-        if due and "gradient" in self.needs:
-            self._gradients = {name: g.clone() for name, g in gradients.items()}
+        for observer in self._active(state):
+            if observer.dense_gradient == "update" or not self._fault:
+                observer.see(state, gradients, due)
         return due and self.spec.when == "replace"
 
-    def _accumulate(self, gradients: Mapping[str, Tensor]) -> None:
-        for name, gradient in gradients.items():
-            kept = self._momentum.get(name)
-            kept = torch.zeros_like(gradient) if kept is None else kept.to(gradient.device)
-            self._momentum[name] = kept.mul_(self.spec.momentum).add_(gradient)
+    def _active(self, state: TrainState) -> list[Observer]:
+        """Observers of what happens in the update window."""
+        return [self.observers[name] for name in self.needs] if self._in_window(state.step) else []
 
     @torch.no_grad()
     def after_step(self, state: TrainState) -> None:
         """Update the masks if it is time."""
+        self.structure.settle(state)
+        for observer in self._active(state):
+            observer.moved(state)
         if not self._is_update(state.step):
             self._rewind(state)
             return
@@ -162,31 +193,31 @@ class Composed:
                 f"the gradient of '{self._fault}' is not finite"
             )
         else:
-            self._retarget(state)
-            self._exchange(state)
-            self._explore(state)
+            self.update(state)
             self._rewind(state)
-        self._gradients = {}
+        self._changed(state)
 
-    def loss(self, state: TrainState) -> Tensor | None:
-        """No extra term."""
-        return None
+    def update(self, state: TrainState) -> None:
+        """One update of the masks: follow the sparsity schedule, then explore."""
+        self._retarget(state)
+        self._exchange(state)
+
+    def _changed(self, state: TrainState) -> None:
+        self.structure.settle(state)
+        for observer in self.observers.values():
+            observer.changed(state)
+        look_for_collapse(state, self.spec.collapse)
 
     def state_dict(self) -> dict[str, Any]:
-        """Momentum and explored positions, as far as a part needs them."""
+        """What the observers gathered, and the state to rewind to."""
         rewinding = {"rewinding": dict(self._rewinding.kept)} if self._rewinding else {}
-        return {
-            "momentum": dict(self._momentum),
-            "explored": {name: pack(mask) for name, mask in self._explored.items()},
-            **rewinding,
-        }
+        seen = {name: observer.state_dict() for name, observer in self.observers.items()}
+        return {"observers": seen, **rewinding}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave (after :meth:`start`)."""
-        self._momentum = {name: tensor.clone() for name, tensor in state["momentum"].items()}
-        for name, bits in state["explored"].items():
-            before = self._explored[name]
-            self._explored[name] = unpack(bits, before.shape).to(before.device)
+        for name, observer in self.observers.items():
+            observer.load_state_dict(state["observers"][name])
         if self._rewinding:
             self._rewinding.kept = {n: t.clone() for n, t in state["rewinding"].items()}
 
@@ -194,17 +225,23 @@ class Composed:
         """The rounds that the learning-rate schedule follows; none unless they are rewound."""
         if not self._rewinding or self.sparsity == 0.0:
             return None
+        return self.window(total_steps, steps_per_epoch)
+
+    def window(self, total_steps: int, steps_per_epoch: int) -> Window:
+        """When masks are updated, and the sparsity of each time; costs are forecast from it."""
         return Window.of(self.spec, total_steps, steps_per_epoch)
 
     # --- the two halves of an update -------------------------------------------------------
 
-    def _retarget(self, state: TrainState) -> None:
-        """Bring the number of connections to the schedule's: prune, or fill up."""
-        if self.spec.sparsity_schedule == "constant":
-            return
-        target, current = self._target(state.step), state.masks.nonzeros
-        wanted = self._wanted(state, target)
-        present = self._present(state)
+    def _retarget(self, state: TrainState, target: float | None = None) -> None:
+        """Bring the number of connections to a sparsity, else the schedule's: prune, or fill up."""
+        if target is None:
+            if self.spec.sparsity_schedule == "constant" and state.masks.storage == "zeroed":
+                return
+            target = self._target(state.step)
+        wanted = self._wanted(state, target, self.spec.scope)
+        present = self.structure.present(state.masks)
+        current = {name: count(units) for name, units in present.items()}
         if state.masks.storage != "zeroed":  # absent weights have values, and may return
             every = {name: torch.ones_like(units) for name, units in present.items()}
             self._keep(state, present, every, wanted)
@@ -225,17 +262,21 @@ class Composed:
         wanted: updates.Counts,
     ) -> None:
         """Let each layer consist of the best of some units only."""
-        kept = updates.best(self._layers(state), among, self._prune, wanted, self.structure)
+        layers = self._layers(state)
+        if self._also:
+            pair = (self._prune, self._also)
+            among = without(self.spec, layers, among, pair, wanted, self.structure)
+        kept = updates.best(layers, among, self._prune, wanted, self.structure)
         for name, units in kept.items():
             chosen = torch.zeros_like(present[name]).index_fill_(0, units, True)
             dropped, grown = present[name] & ~chosen, chosen & ~present[name]
-            self._move(state, name, positions(dropped), positions(grown))
+            self._move(state, name, positions(dropped), positions(grown), None)
 
     def _fill(
         self, state: TrainState, present: Mapping[str, Tensor], wanted: updates.Counts
     ) -> None:
         """Add connections, all new."""
-        current = state.masks.nonzeros
+        current = {name: count(units) for name, units in present.items()}
         amounts: updates.Counts
         if isinstance(wanted, int):
             amounts = wanted - sum(current.values())
@@ -243,9 +284,10 @@ class Composed:
             amounts = {name: wanted[name] - current[name] for name in current}
         free = {name: ~units for name, units in present.items()}
         score = self._grow or scores.random
-        grown = updates.best(self._layers(state), free, score, amounts, self.structure)
+        layers = self._layers(state)
+        grown = updates.best(layers, free, score, amounts, self.structure, present)
         for name, units in grown.items():
-            self._move(state, name, units[:0], units)
+            self._move(state, name, units[:0], units, layers[name])
 
     def _exchange(self, state: TrainState) -> None:
         """Drop a fraction of the connections and grow as many."""
@@ -253,17 +295,25 @@ class Composed:
         fraction = self._window.drop_fraction(self.spec, state.step)
         if not self._drop or not self._grow or fraction <= 0.0 or state.masks.sparsity == 0.0:
             return
-        layers, present = self._layers(state), self._present(state)
-        counts = self._drop_counts(present, fraction)
-        dropped = updates.worst(layers, present, self._drop, counts, self.structure)
+        layers, present = self._layers(state), self.structure.present(state.masks)
+        dropped = self._dropped(layers, present, fraction)
         kept = {n: units.index_fill(0, dropped[n], False) for n, units in present.items()}
         free = {n: ~(present[n] if self.spec.regrow == "never" else kept[n]) for n in layers}
         amounts = {n: units.numel() for n, units in dropped.items()}
-        shares = self._share(layers, present, kept) if self._share else amounts
-        counts = self._grow_counts(amounts, shares, free)
-        grown = updates.best(layers, free, self._grow, counts, self.structure)
+        shares = self._share(layers, present, kept) if self._share else None
+        counts = grow_counts(self.spec, amounts, shares, free)
+        grown = updates.best(layers, free, self._grow, counts, self.structure, kept)
         for name in layers:
-            self._swap(state, name, present[name], dropped[name], grown[name])
+            gone, new = moves(self.spec, present[name], dropped[name], grown[name])
+            self._move(state, name, gone, new, layers[name])
+
+    def _dropped(
+        self, layers: Mapping[str, Layer], present: Mapping[str, Tensor], fraction: float
+    ) -> dict[str, Tensor]:
+        """Of each layer, flat positions of the units that an exchange drops, ascending."""
+        assert self._drop
+        counts, pair = drop_counts(self.spec, present, fraction), (self._drop, self._also)
+        return drop(self.spec, layers, present, pair, counts, self.structure)
 
     def _rewind(self, state: TrainState) -> None:
         """Keep the state at the beginning of the window, and go back to it at each update."""
@@ -275,88 +325,49 @@ class Composed:
         elif self._is_update(state.step):
             self._rewinding.back(state, last=state.step == self._window.last)
 
-    def _drop_counts(self, present: Mapping[str, Tensor], fraction: float) -> updates.Counts:
-        numbers = {name: count(units) for name, units in present.items()}
-        room = {name: units.numel() - numbers[name] for name, units in present.items()}
-        if self.spec.drop_scope == "global":
-            return self._drop_count(fraction, sum(numbers.values()), sum(room.values()))
-        return {n: self._drop_count(fraction, numbers[n], room[n]) for n in numbers}
-
-    def _drop_count(self, fraction: float, number: int, room: int) -> int:
-        exact = fraction * number
-        if not math.isclose(exact, round(exact), rel_tol=1e-12):  # 0.3 * 10 is a whole number
-            exact = math.ceil(exact) if self.spec.drop_rounding == "ceil" else math.floor(exact)
-        return min(round(exact), room) if self.spec.regrow == "never" else round(exact)
-
-    def _grow_counts(
-        self,
-        amounts: Mapping[str, int],
-        shares: Mapping[str, float],
-        free: Mapping[str, Tensor],
-    ) -> updates.Counts:
-        total = sum(amounts.values())
-        if self.spec.grow_scope == "global":
-            return total
-        if not self._share and self.spec.drop_scope == "layer":
-            return amounts
-        # by share, or after a drop that may have taken more of a layer than it has room for
-        room = {name: count(mask) for name, mask in free.items()}
-        return updates.share_out(total, shares, room)
-
-    def _swap(
-        self, state: TrainState, name: str, present: Tensor, dropped: Tensor, grown: Tensor
+    def _move(
+        self, state: TrainState, name: str, dropped: Tensor, grown: Tensor, layer: Layer | None
     ) -> None:
-        """Apply one layer's exchange; a unit dropped and regrown at once keeps its value."""
-        if self.spec.regrow == "keep":
-            chosen = torch.zeros_like(present).index_fill(0, grown, True)
-            dropped = compress(dropped, ~chosen.index_select(0, dropped))
-            grown = compress(grown, ~present.index_select(0, grown))
-        self._move(state, name, dropped, grown)
-
-    def _move(self, state: TrainState, name: str, dropped: Tensor, grown: Tensor) -> None:
-        elements = self.structure.elements
-        state.masks.move(name, elements(dropped), elements(grown), state.optimizers)
+        shape = tuple(state.masks.parameters[name].shape)
+        gone = self.structure.elements(dropped, shape)
+        new = self.structure.elements(grown, shape)
+        values = self._grown(layer, new) * self.spec.grown_scale if self._grown and layer else None
+        state.masks.move(name, gone, new, state.optimizers, values)
 
     # --- what the parts look at -----------------------------------------------------------
 
-    def _layers(self, state: TrainState) -> dict[str, Layer]:
-        def flat(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-            return tensors[name].reshape(-1) if name in tensors else None
-
+    def _layers(self, state: TrainState, needs: frozenset[str] | None = None) -> dict[str, Layer]:
+        wanted = self.needs if needs is None else needs
+        seen = {what: self.observers[what].values(state) for what in sorted(wanted)}
         return {
             name: Layer(
                 weight=parameter.detach().reshape(-1),
                 generator=state.generator,
-                gradient=flat(self._gradients, name),
-                momentum=flat(self._momentum, name),
-                explored=self._explored.get(name),
+                seen={what: found[name].reshape(-1) for what, found in seen.items()},
+                name=name,
+                shape=tuple(parameter.shape),
+                factor=state.masks.factor(name),
             )
             for name, parameter in state.masks.parameters.items()
         }
 
-    def _present(self, state: TrainState) -> dict[str, Tensor]:
-        """For each layer, which units exist."""
-        return {name: self.structure.units(mask) for name, mask in state.masks.items()}
-
-    def _explore(self, state: TrainState) -> None:
-        if "explored" not in self.needs:
-            return
-        for name, mask in state.masks.items():
-            flat = mask.reshape(-1)
-            self._explored[name] = self._explored.get(name, torch.zeros_like(flat)) | flat
-
-    def _wanted(self, state: TrainState, sparsity: float) -> updates.Counts:
-        """Number of connections where ``prune`` decides: of each layer, or over all."""
-        if self.spec.scope == "global":
-            return round((1.0 - sparsity) * sum(state.masks.sizes.values()))
+    def _wanted(self, state: TrainState, sparsity: float, scope: str) -> updates.Counts:
+        """Number of units to keep: of each layer, or over all."""
+        if scope == "global":
+            return round((1.0 - sparsity) * sum(self._counts(state, 0.0).values()))
         return self._counts(state, sparsity)
 
     def _counts(self, state: TrainState, sparsity: float) -> dict[str, int]:
-        """Exact number of connections of each layer at this sparsity."""
+        """Exact number of units of each layer at this sparsity."""
         shapes = {name: p.shape for name, p in state.masks.parameters.items()}
+        return self.structure.counts(shapes, self._weights(state, sparsity))
+
+    def _weights(self, state: TrainState, sparsity: float) -> dict[str, int]:
+        """Weights that each layer may keep at this sparsity, whatever the structure."""
         if sparsity == 0.0:
-            return {name: shape.numel() for name, shape in shapes.items()}
+            return state.masks.sizes
         d = self.distribution
+        shapes = {name: p.shape for name, p in state.masks.parameters.items()}
         return allocate(
             shapes, 1.0 - sparsity, name=d.name, power=d.power, first_dense=d.first_dense,
             last_dense=d.last_dense, fc_density=d.fc_density, compat=d.compat, fixed=d.fixed,

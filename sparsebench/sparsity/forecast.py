@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.distributions import allocate
+from sparsebench.sparsity.method import Densities
 from sparsebench.sparsity.updates import one_way
 from sparsebench.sparsity.window import Window, updates
 
@@ -21,11 +22,13 @@ class Stretch:
         steps: how many optimizer steps.
         nonzeros: connections of each layer during them.
         dense_gradient_steps: how many of them compute the gradient of absent weights too.
+        gradients: densities of the backward pass, where the masks do not tell.
     """
 
     steps: int
     nonzeros: dict[str, int]
     dense_gradient_steps: int
+    gradients: Densities = field(default_factory=dict)
 
 
 def forecast(
@@ -43,7 +46,7 @@ def forecast(
         steps_per_epoch: optimizer steps of an epoch.
     """
     spec = method.spec
-    window = Window.of(spec, total_steps, steps_per_epoch)
+    window = method.window(total_steps, steps_per_epoch)
     changes: list[int] = []
     if method.sparsity > 0 and updates(spec):
         changes = [step for step in range(1, total_steps + 1) if window.is_update(step)]
@@ -53,8 +56,19 @@ def forecast(
             sparsity = window.sparsity(spec, method.sparsity, previous) if method.sparsity else 0.0
             dense = dense_gradient_steps(method, window, previous, step)
             present = one_way(counts(method, shapes, sparsity), present)
-            yield Stretch(step - previous, present, dense)
+            gradients = _gradients(method, shapes, window, previous)
+            if method.storage == "shadow" and not gradients:  # absent weights learn
+                dense = step - previous if sparsity > 0.0 else 0
+            yield Stretch(step - previous, present, dense, gradients)
         previous = step
+
+
+def _gradients(
+    method: Composed, shapes: Mapping[str, torch.Size], window: Window, step: int
+) -> Densities:
+    """What the backward pass after ``step`` steps computes; a method may foretell it."""
+    found = getattr(method, "forecast_gradients", None)
+    return found(shapes, window, step) if found and method.sparsity > 0.0 else {}
 
 
 def counts(method: Composed, shapes: Mapping[str, torch.Size], sparsity: float) -> dict[str, int]:
@@ -62,13 +76,17 @@ def counts(method: Composed, shapes: Mapping[str, torch.Size], sparsity: float) 
     if sparsity == 0.0:
         return {name: shape.numel() for name, shape in shapes.items()}
     options = asdict(method.distribution)
-    return allocate(shapes, 1.0 - sparsity, **options)
+    weights = allocate(shapes, 1.0 - sparsity, **options)
+    return method.structure.forecast({n: tuple(s) for n, s in shapes.items()}, weights)
 
 
 def dense_gradient_steps(method: Composed, window: Window, first: int, last: int) -> int:
     """Steps in (first, last] that compute the gradient of absent weights."""
     if method.sparsity == 0.0:
         return 0
-    if "momentum" in method.needs:
+    if method.storage == "shadow":
+        return last - first
+    when = {method.observers[name].dense_gradient for name in method.needs}
+    if "always" in when:
         return max(min(last, window.end) - first, 0)
-    return int("gradient" in method.needs and window.is_update(last))
+    return int("update" in when and window.is_update(last))

@@ -19,13 +19,14 @@ and :meth:`reveal` puts the dense values back before the optimizer moves them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import UserError
 from sparsebench.sparsity.optimizer_state import state_tensors
+from sparsebench.sparsity.reach import Reach
 
 STORAGES = ("zeroed", "frozen", "shadow")
 
@@ -47,8 +48,13 @@ class Masks:
         self.version = 0  # counts changes
         self._factors = {n: torch.ones_like(p.detach()) for n, p in self.parameters.items()}
         self._nonzeros = {n: p.numel() for n, p in self.parameters.items()}
+        #: What the forward pass sees, from name, dense weight and mask; default is their product.
+        self.show: Callable[[str, Tensor, Tensor], Tensor] | None = None
         self._hidden: dict[str, Tensor] = {}  # dense values while the sparse ones show
+        self._shown: dict[str, Tensor] = {}  # room for the sparse ones
         self._frozen: dict[str, Tensor] = {}  # dense values of before the optimizer's step
+        #: Which absent shadow weights learn; the others sleep. Where none is set, all learn.
+        self.reach = Reach()
 
     # --- reading -----------------------------------------------------------------------
 
@@ -98,8 +104,9 @@ class Masks:
 
     @torch.no_grad()
     def move(
-        self, name: str, dropped: Tensor, grown: Tensor, optimizers: Iterable[torch.optim.Optimizer]
-    ) -> None:
+        self, name: str, dropped: Tensor, grown: Tensor,
+        optimizers: Iterable[torch.optim.Optimizer], values: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Remove and add connections; what is dropped is forgotten.
 
         Dropped weights lose their optimizer state and, in ``zeroed`` storage, their value. So
@@ -111,6 +118,7 @@ class Masks:
             dropped: flat indices of connections that vanish.
             grown: flat indices of connections that appear (absent until now).
             optimizers: whose state of these positions is cleared.
+            values: of the new connections, in the order of ``grown``; default is 0.
         """
         self.version += 1
         _fill(self._factors[name], dropped, 0)
@@ -122,6 +130,8 @@ class Masks:
             _fill(tensor, dropped, 0)
         if self.storage == "zeroed":
             _fill(self.parameters[name], dropped, 0)
+            if values is not None:
+                _fill(self.parameters[name], grown, values)
 
     @torch.no_grad()
     def apply(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
@@ -135,13 +145,33 @@ class Masks:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradient of absent weights; shadow weights keep theirs."""
-        if self.storage == "shadow":
-            return
+        """Zero the gradient of absent weights; shadow weights within reach keep theirs."""
+        kept = self.reach.factors if self.storage == "shadow" else self._factors
         with_gradient = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-        if with_gradient:
-            factors = [self._factors[name] for name in with_gradient]
+        if with_gradient and kept:
+            factors = [kept[name] for name in with_gradient]
             torch._foreach_mul_(list(with_gradient.values()), factors)
+
+    @torch.no_grad()
+    def decay_absent(self, rate: float) -> None:
+        """Add ``rate`` times the absent weights to their gradient (shadow; SR-STE's term)."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                absent = self.dense(name) * (1.0 - self._factors[name])
+                parameter.grad.add_(absent, alpha=rate)
+
+    def dense(self, name: str) -> Tensor:
+        """The weights with the values that absent ones have of their own; not to be written to."""
+        return self.reach.whole(name, self._hidden.get(name, self.parameters[name].detach()))
+
+    @torch.no_grad()
+    def shown(self, name: str) -> Tensor:
+        """The weights as the forward pass sees them, whether it is on or not."""
+        now = self.parameters[name].detach()
+        if self.storage == "zeroed" or self._hidden:
+            return now
+        factor = self._factors[name]
+        return now * factor if self.show is None else self.show(name, now, factor)
 
     @torch.no_grad()
     def hide(self) -> None:
@@ -149,16 +179,21 @@ class Masks:
         if self.storage == "zeroed" or self._hidden:
             return
         for name, parameter in self.parameters.items():
-            self._hidden[name] = parameter.detach().clone()
-            parameter.mul_(self._factors[name])
+            dense = self._hidden[name] = parameter.data
+            if self.show is None:
+                shown = self._shown.setdefault(name, torch.empty_like(dense))
+                torch.mul(dense, self._factors[name], out=shown)
+            else:
+                shown = self.show(name, dense, self._factors[name])
+            parameter.data = shown  # another tensor: putting the dense one back costs nothing
 
     @torch.no_grad()
     def reveal(self) -> None:
         """Put the dense weights back, bit for bit (frozen and shadow)."""
         for name, dense in self._hidden.items():
-            self.parameters[name].copy_(dense)
+            self.parameters[name].data = dense
         if self.storage == "frozen":
-            self._frozen = dict(self._hidden)
+            self._frozen = {name: dense.clone() for name, dense in self._hidden.items()}
         self._hidden.clear()
 
     @torch.no_grad()
@@ -201,7 +236,8 @@ class Masks:
 
     def state_dict(self) -> dict[str, object]:
         """Packed masks and the dense values kept aside, as tensors and strings only."""
-        return {"storage": self.storage, "packed": self.packed(), "hidden": dict(self._hidden)}
+        state = {"storage": self.storage, "packed": self.packed(), "hidden": dict(self._hidden)}
+        return state | {"reach": self.reach.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take masks back.
@@ -224,14 +260,20 @@ class Masks:
                 raise UserError(f"checkpoint: its mask of '{name}' is of another shape")
             self.set(name, unpack(bits, factor.shape).to(factor.device))
         self._hidden = {n: t.to(self.parameters[n].device, copy=True) for n, t in hidden.items()}
+        reach = state["reach"]
+        assert isinstance(reach, Mapping)
+        self.reach.load_state_dict(reach, self.parameters)
 
 
-def _fill(tensor: Tensor, positions: Tensor, value: float) -> None:
+def _fill(tensor: Tensor, positions: Tensor, value: float | Tensor) -> None:
     """Write at flat (logical) positions, whatever the memory layout."""
-    if tensor.is_contiguous():
-        tensor.view(-1).index_fill_(0, positions, value)
-    else:  # channels-last weights: reshape copies, so write back
-        tensor.copy_(tensor.reshape(-1).index_fill_(0, positions, value).view(tensor.shape))
+    flat = tensor.reshape(-1)  # of channels-last weights a copy, to be written back
+    if isinstance(value, Tensor):
+        flat.index_copy_(0, positions, value.to(flat.dtype))
+    else:
+        flat.index_fill_(0, positions, value)
+    if not tensor.is_contiguous():
+        tensor.copy_(flat.view(tensor.shape))
 
 
 _WEIGHTS_OF_BITS = (128, 64, 32, 16, 8, 4, 2, 1)

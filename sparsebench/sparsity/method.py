@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.masks import Masks
+
+#: Of ``input_gradient`` (of the activations) and ``weight_gradient``, either or both: for each
+#: sparse weight the share of it that the product reads, or writes.
+Densities = Mapping[str, Mapping[str, float]]
 
 
 @dataclass
@@ -25,6 +30,8 @@ class TrainState:
         steps_per_epoch: optimizer steps of one epoch.
         step: optimizer steps done.
         notes: sentences for the result, such as an update that was left out.
+        data: training batches, for methods that look at some beside training.
+        resuming: masks of a checkpoint follow, so the first ones need no choosing.
     """
 
     model: nn.Module
@@ -35,6 +42,8 @@ class TrainState:
     steps_per_epoch: int
     step: int = 0
     notes: list[str] = field(default_factory=list)
+    data: Examples = field(default_factory=Examples)
+    resuming: bool = False
 
 
 class Method(Protocol):
@@ -50,7 +59,10 @@ class Method(Protocol):
         """Set the masks of step 0."""
 
     def after_backward(self, state: TrainState) -> bool:
-        """Look at the dense gradients; true if this iteration's optimizer step is replaced."""
+        """Look at the dense gradients; true if this iteration's optimizer step is replaced.
+
+        A penalty on the weights goes here: add its gradient to theirs.
+        """
 
     def after_step(self, state: TrainState) -> None:
         """Weights have moved, ``state.step`` counts this step; update the masks if it is time."""
@@ -58,11 +70,19 @@ class Method(Protocol):
     def wants_dense_gradient(self, state: TrainState) -> bool:
         """Whether this iteration needs the gradient of absent weights (it costs FLOPs)."""
 
-    def loss(self, state: TrainState) -> Tensor | None:
-        """An extra term of the loss."""
-
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs: tensors, numbers and strings only."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
+
+
+def gradient_densities(method: object, state: TrainState) -> Densities:
+    """What the backward pass of the coming step computes, where the masks do not tell.
+
+    A method may have a ``gradient_densities(state)`` that says it; empty if it has none. Then the
+    gradient of the activations costs what the forward pass does, and so does that of the weights
+    unless it is dense (``wants_dense_gradient``, or absent weights that learn).
+    """
+    found = getattr(method, "gradient_densities", None)
+    return found(state) if found else {}

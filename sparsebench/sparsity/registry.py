@@ -20,25 +20,85 @@ SCORES = {
     "saliency": _HERE + "scores.saliency",
     "momentum": _HERE + "scores.momentum",
     "random": _HERE + "scores.random",
+    "signwise": _HERE + "signs.signwise",
+    "aligned": _HERE + "signs.aligned",
 }
+SCORES |= {
+    name: _HERE + "cannistraci." + name
+    for name in (
+        "ch3_l3", "ch2_l3", "ch3_l3n", "ch2_l3n", "ch3_l3_soft", "ch3_l3n_soft",
+        "relative_importance", "magnitude_soft",
+    )
+}  # fmt: skip
+SCORES |= {name: _HERE + "saliency." + name for name in ("grasp", "grasp_abs", "synflow")}
+SCORES |= {"still": _HERE + "still.still", "mest": _HERE + "methods.mest.importance"}
 #: How new connections are found: any score (the highest are grown), or a sampler.
 GROWERS = {**SCORES, "unexplored": _HERE + "scores.unexplored"}
 INITIAL = {"dense": "", **SCORES}
+#: What new connections start from: ``values(layer, positions) -> tensor``.
+GROWN = {
+    "zero": "",
+    **{
+        name: _HERE + "grown." + name
+        for name in ("initial", "normal", "uniform", "gradient", "gradient_sign")
+    },
+}
+INITIAL["phew"] = _HERE + "methods.phew.phew"
+INITIAL["small_world"] = _HERE + "cannistraci.small_world"
+#: What new connections start from: ``values(layer, positions) -> tensor``.
+GROWN = {
+    "zero": "",
+    **{
+        name: _HERE + "grown." + name
+        for name in ("initial", "normal", "uniform", "gradient", "gradient_sign")
+    },
+}
 DISTRIBUTIONS = {
     name: _HERE + "distributions." + name
     for name in (
         "uniform", "strict_uniform", "uniform_plus", "er", "erk", "erk_plus", "balanced",
     )
 }  # fmt: skip
-STRUCTURES = {"unstructured": _HERE + "structure.Unstructured"}
+#: What scores look at beyond the weights, and who gathers it.
+OBSERVERS = {
+    "gradient": _HERE + "observers.Gradient",
+    "momentum": _HERE + "observers.Momentum",
+    "explored": _HERE + "observers.Explored",
+    "initial": _HERE + "grown.Initial",
+    "sign": _HERE + "methods.deepr.Sign",
+    "change": _HERE + "still.Change",
+    "weighted_gradient": _HERE + "methods.mest.WeightedGradient",
+    "hessian_gradient": _HERE + "saliency.HessianGradient",
+    "flow": _HERE + "saliency.Flow",
+    "temperature": _HERE + "cannistraci.Temperature",
+}
+#: Methods that are more than a combination of parts: classes built on ``Composed``.
+ENGINES = {"composed": _HERE + "composed.Composed"}
+ENGINES |= {"mest": _HERE + "methods.mest.Mest", "soup": _HERE + "methods.soup.Soup"}
+STRUCTURES = {
+    "unstructured": _HERE + "structure.Unstructured",
+    "block": _HERE + "blocks.Block",
+    "fan_in": _HERE + "blocks.FanIn",
+    "channel": _HERE + "blocks.Channel",
+    "nm": _HERE + "nm.NM",
+}
 SPARSITY_SCHEDULES = {
     name: _HERE + "schedules." + name
-    for name in ("constant", "cubic", "linear", "geometric", "once")
+    for name in (
+        "constant",
+        "cubic",
+        "cubic_hold",
+        "linear",
+        "geometric",
+        "once",
+        "alternating",
+    )
 }
 DROP_SCHEDULES = {
     "cosine": _HERE + "schedules.cosine_decay",
     "constant": _HERE + "schedules.constant_decay",
     "linear": _HERE + "schedules.linear_decay",
+    "staged": _HERE + "schedules.staged_decay",
 }
 SHARES = {"momentum": _HERE + "scores.momentum_share", "survivors": _HERE + "scores.survivor_share"}
 

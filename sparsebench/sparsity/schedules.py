@@ -20,6 +20,34 @@ def cubic(progress: float) -> float:
     return 1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3
 
 
+def cubic_hold(progress: float) -> float:
+    """Cubic, done after three quarters of the window: the count rests while masks still move.
+
+    For methods whose absent weights may return until the end. DPF (arXiv 2006.07253) has all its
+    sparsity at the second decay of the learning rate, epoch 225 of 300; movement pruning (arXiv
+    2005.07683) rests for the last two tenths of training, after a first tenth without pruning.
+    """
+    return cubic(progress / 0.75)
+
+
+def alternating(number: int, last: int) -> float:
+    """Dense and sparse by turns (AC/DC, arXiv 2106.12379): odd updates prune, even ones fill up.
+
+    The last update prunes, and the phase before it is dense: twice as long as the others if
+    ``last`` is even, as in the paper's ImageNet runs.
+
+    Args:
+        number: of the update, from 1; 0 and less before the first.
+        last: number of the last update.
+    """
+    if number >= last:
+        return 1.0
+    return 1.0 if number > 0 and number % 2 == 1 and number != last - 1 else 0.0
+
+
+alternating.by_phases = True  # type: ignore[attr-defined]  # functions take attributes
+
+
 def linear(progress: float) -> float:
     """Straight line from 0 to 1."""
     return min(max(progress, 0.0), 1.0)
@@ -50,3 +78,12 @@ def constant_decay(progress: float) -> float:
 def linear_decay(progress: float) -> float:
     """Straight line from 1 to 0."""
     return 1.0 - min(max(progress, 0.0), 1.0)
+
+
+def staged_decay(progress: float) -> float:
+    """All until three quarters of the window, then half, and nothing at its end.
+
+    MEST (arXiv 2110.14032): with a window of 120 of 160 epochs, its changes are at epochs 90 and
+    120.
+    """
+    return 1.0 if progress < 0.75 else 0.5 if progress < 1.0 else 0.0

@@ -8,7 +8,7 @@ A score may carry ``pick(layer, among, k)``, a faster way to the same choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,24 +23,41 @@ class Layer:
 
     Attributes:
         weight: values, zero where absent (``zeroed`` storage).
-        gradient: dense gradient of the last effective batch.
-        momentum: decayed sum of the dense gradients of all steps.
-        explored: bool, true where a connection has ever been.
         generator: the run's own source of randomness (on the CPU).
+        seen: what was gathered for the score beyond the weights, by the names it declared.
+        name: of the parameter.
+        shape: of the weight, such as (outputs, inputs).
+        factor: the mask in the weight's type, 1 where a connection exists.
     """
 
     weight: Tensor
     generator: torch.Generator
-    gradient: Tensor | None = None
-    momentum: Tensor | None = None
-    explored: Tensor | None = None
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    factor: Tensor | None = None
+
+    def __getitem__(self, what: str) -> Tensor:
+        """What an observer gathered, such as ``gradient``; the score must have declared it."""
+        return self.seen[what]
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, true where a connection exists (a copy)."""
+        assert self.factor is not None
+        return self.factor.reshape(-1) != 0
+
+    def without(self, gone: Tensor) -> Layer:
+        """The layer when the connections at these positions are dropped, as growth sees it."""
+        assert self.factor is not None
+        return replace(self, factor=self.factor.reshape(-1).index_fill(0, gone, 0.0))
 
 
 Score = Callable[[Layer], Tensor]
 
 
 def needs(*what: str) -> Callable[[Score], Score]:
-    """Declare what a score looks at beside the weights: gradient, momentum, explored."""
+    """Declare what a score looks at beside the weights: names of observers (``registry``)."""
 
     def declare(score: Score) -> Score:
         score.needs = frozenset(what)  # type: ignore[attr-defined]  # functions take attributes
@@ -62,22 +79,19 @@ def magnitude(layer: Layer) -> Tensor:
 @needs("gradient")
 def gradient(layer: Layer) -> Tensor:
     """Absolute value of the dense gradient (RigL, arXiv 1911.11134)."""
-    assert layer.gradient is not None
-    return layer.gradient.abs()
+    return layer["gradient"].abs()
 
 
 @needs("gradient")
 def saliency(layer: Layer) -> Tensor:
     """|weight x gradient|, the first-order change of the loss (SNIP, arXiv 1810.02340)."""
-    assert layer.gradient is not None
-    return (layer.weight * layer.gradient).abs()
+    return (layer.weight * layer["gradient"]).abs()
 
 
 @needs("momentum")
 def momentum(layer: Layer) -> Tensor:
     """Absolute momentum of the dense gradient (SNFS, arXiv 1907.04840)."""
-    assert layer.momentum is not None
-    return layer.momentum.abs()
+    return layer["momentum"].abs()
 
 
 def random(layer: Layer) -> Tensor:
@@ -110,8 +124,7 @@ random.pick = _pick_random  # type: ignore[attr-defined]  # functions take attri
 @needs("explored")
 def unexplored(layer: Layer) -> Tensor:
     """Positions never active first, at random among equals (ITOP's ``random_unfired``)."""
-    assert layer.explored is not None
-    return random(layer) - layer.explored.to(torch.float32)
+    return random(layer) - layer["explored"].to(torch.float32)
 
 
 Active = Mapping[str, Tensor]  # for each layer, bool over its units
@@ -124,8 +137,7 @@ def momentum_share(layers: Mapping[str, Layer], before: Active, kept: Active) ->
     """
     shares = {}
     for name, layer in layers.items():
-        assert layer.momentum is not None
-        active = compress(layer.momentum, before[name])
+        active = compress(layer["momentum"], before[name])
         shares[name] = float(active.abs().mean()) if active.numel() else 0.0
     return shares
 

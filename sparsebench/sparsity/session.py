@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.masks import Masks
-from sparsebench.sparsity.method import Method, TrainState
+from sparsebench.sparsity.method import Densities, Method, TrainState, gradient_densities
 from sparsebench.sparsity.optimizer_state import check_optimizer
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
@@ -45,6 +46,7 @@ class Session:
         seed: int | None = None,
         selector: SelectorSpec | None = None,
         resume: Mapping[str, Any] | None = None,
+        examples: Examples | None = None,
     ) -> None:
         """Set the masks of the first step, or take a checkpoint's.
 
@@ -57,6 +59,7 @@ class Session:
             seed: of all random choices; default is the seed torch was given.
             selector: which weights are sparse; default all of linear and conv layers.
             resume: what :meth:`state_dict` gave; the weights must be those of then.
+            examples: training batches, for methods that look at some beside training.
 
         Raises:
             UserError: a selector, optimizer or schedule that can't work.
@@ -68,6 +71,7 @@ class Session:
         generator.manual_seed(torch.initial_seed() if seed is None else seed)
         self.method = method
         self.dense_gradient = False  # whether the last step needed the dense gradient
+        self.gradient_densities: Densities = {}  # of the last step, where the method says so
         self.update_seconds = 0.0
         self.state = TrainState(
             model=model,
@@ -76,6 +80,8 @@ class Session:
             generator=generator,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch or total_steps,
+            data=examples or Examples(),
+            resuming=resume is not None,
         )
         self._looked = False  # whether the gradients of the coming step were seen
         method.start(self.state)
@@ -95,6 +101,7 @@ class Session:
     def after_backward(self) -> None:
         """Dense gradients are there: let the method see them, then mask them."""
         self._looked = True
+        self.gradient_densities = gradient_densities(self.method, self.state)
         self.dense_gradient = self.method.wants_dense_gradient(self.state)
         replaced = self.method.after_backward(self.state)
         self.masks.mask_gradients()

@@ -1,7 +1,7 @@
 """What a method is made of, as plain typed data: the schema of the config and of the library.
 
 Nothing here needs torch, so the command line can check a method without loading it.
-Each field carries its check in ``metadata`` (see :func:`sparsebench.config.check.check_fields`).
+Each field carries its check in ``metadata`` (see :func:`sparsebench.sparsity.fields.check_fields`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def number(default: Any, allowed: str, doc: str) -> Any:
     return field(default=default, metadata={"range": allowed, "doc": doc})
 
 
-def duration(default: str, doc: str) -> Any:
+def duration(default: str | None, doc: str) -> Any:
     """A length of time, such as ``30ep``, ``5000it`` or ``75%``."""
     return field(default=default, metadata={"duration": True, "doc": doc})
 
@@ -59,6 +59,8 @@ class StructureSpec:
     name: str = one_of("unstructured", registry.STRUCTURES, "pattern of zeros")
     n: int | None = None
     m: int | None = None
+    block: list[int] | None = None
+    misfit: str = field(default="refuse", metadata={"choices": ("refuse", "pad", "skip")})
 
 
 @dataclass
@@ -71,9 +73,16 @@ class MethodSpec:
     """
 
     name: str = ""
+    engine: str = one_of("composed", registry.ENGINES, "class that runs the method")
+    options: dict[str, Any] = field(default_factory=dict)
     sparse: bool = True
     shrink: bool = False
     initial: str = one_of("random", registry.INITIAL, "topology at the first step")
+    initial_scope: str = field(default="layer", metadata={"choices": ("layer", "global")})
+    initial_rounds: int = field(default=1, metadata={"least": 1, "most": 10_000})
+    initial_batches: int = field(default=1, metadata={"least": 1, "most": 10_000})
+    initial_regrow: bool = False
+    initial_shuffle: bool = False
     sparsity_schedule: str = one_of(
         "constant", registry.SPARSITY_SCHEDULES, "sparsity over the update window"
     )
@@ -81,8 +90,11 @@ class MethodSpec:
     begin: str = duration("0%", "start of the update window")
     end: str = duration("75%", "end of the update window")
     every: str = duration("100it", "steps between two updates")
+    sparsity_end: str | None = duration(None, "when the sparsity schedule ends, if before `end`")
     prune: str = one_of("magnitude", registry.SCORES, "score that decides what is kept")
     scope: str = field(default="layer", metadata={"choices": ("layer", "global")})
+    also: str | None = one_of(None, registry.SCORES, "second score, which removes a share of what goes")
+    also_share: float = number(0.1, "(0, 1]", "share of what is pruned or dropped that `also` chooses")
     drop: str | None = one_of(None, registry.SCORES, "score of weights to drop, lowest first")
     grow: str | None = one_of(None, registry.GROWERS, "how new connections are chosen")
     drop_fraction: float = number(0.3, "(0, 1)", "share of the weights dropped at an update")
@@ -92,10 +104,16 @@ class MethodSpec:
     drop_scope: str = field(default="layer", metadata={"choices": ("layer", "global")})
     grow_scope: str = field(default="layer", metadata={"choices": ("layer", "global")})
     redistribute: str | None = one_of(None, registry.SHARES, "how growth is shared by layers")
+    grown: str = one_of("zero", registry.GROWN, "values that new connections start from")
+    grown_scale: float = number(1.0, "(0, inf)", "factor on the values of new connections")
+    grown: str = one_of("zero", registry.GROWN, "values that new connections start from")
+    grown_scale: float = number(1.0, "(0, inf)", "factor on the values of new connections")
     regrow: str = field(default="keep", metadata={"choices": ("keep", "zero", "never")})
     momentum: float = number(0.9, "[0, 1)", "decay of the momentum of dense gradients")
     when: str = field(default="after", metadata={"choices": ("after", "replace")})
     storage: str = field(default="zeroed", metadata={"choices": ("zeroed", "frozen", "shadow")})
+    absent_decay: float = number(0.0, "(-inf, inf)", "pull of absent shadow weights towards 0")
+    collapse: str = field(default="note", metadata={"choices": ("note", "refuse")})
     rewind: str = field(default="none", metadata={"choices": ("none", "weights", "learning_rate")})
     ticket: str = field(
         default="original",

@@ -20,6 +20,7 @@ def best(
     score: Score,
     counts: Counts,
     structure: Unstructured,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The units of the highest scores.
 
@@ -29,12 +30,17 @@ def best(
         score: higher is better.
         counts: how many of each layer, or one number for which all layers compete.
         structure: what a unit is.
+        kept: where units are grown, those that stay beside them.
 
     Returns:
         For each layer, flat positions in ascending order.
     """
     if not isinstance(counts, int):
-        return {n: structure.best(score, v, among[n], counts[n]) for n, v in layers.items()}
+        if kept is None:
+            return {n: structure.best(score, v, among[n], counts[n]) for n, v in layers.items()}
+        return {
+            n: structure.grow(score, v, among[n], kept[n], counts[n]) for n, v in layers.items()
+        }
     scores = [structure.score(score, layer) for layer in layers.values()]
     together = torch.cat([among[name] for name in layers])
     return _split(topk_indices(torch.cat(scores), counts, together), among)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sparsebench.errors import UserError
+from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity import registry
 from sparsebench.sparsity.spec import MethodSpec
 from sparsebench.sparsity.time import Duration
@@ -18,13 +19,18 @@ class Window:
         begin: first step of the window.
         end: last step at which an update may happen.
         every: steps between updates; the first is at ``begin + every`` (at ``begin`` for
-            a one-shot method).
+            a one-shot method, and where a schedule goes by phases).
+        one_shot: there is one update, at ``begin``.
+        phases: the schedule goes by the number of the update.
+        settled: step by which the sparsity schedule is at its end; ``end`` if null.
     """
 
     begin: int
     end: int
     every: int
     one_shot: bool
+    phases: bool = False
+    settled: int | None = None
 
     @classmethod
     def of(cls, spec: MethodSpec, total_steps: int, steps_per_epoch: int) -> Window:
@@ -37,7 +43,11 @@ class Window:
             Duration.parse(getattr(spec, k), f"method.{k}").steps(total_steps, steps_per_epoch)
             for k in ("begin", "end", "every")
         )
-        window = cls(begin, end, every, spec.sparsity_schedule == "once")
+        settled = spec.sparsity_end and Duration.parse(
+            spec.sparsity_end, "method.sparsity_end"
+        ).steps(total_steps, steps_per_epoch)
+        one_shot = spec.sparsity_schedule == "once"
+        window = cls(begin, end, every, one_shot, by_phases(spec), settled or None)
         if updates(spec):
             _check(spec, window, total_steps)
         if spec.rewind != "none":
@@ -47,13 +57,18 @@ class Window:
     @property
     def last(self) -> int:
         """The last step at which an update happens."""
-        return self.begin + (self.end - self.begin) // self.every * self.every
+        return self._before(self.end)
+
+    def _before(self, step: int) -> int:
+        """The last update up to a step."""
+        return self.begin + (step - self.begin) // self.every * self.every
 
     def is_update(self, step: int) -> bool:
         """Whether the masks are updated after optimizer step number ``step`` (from 1)."""
         if self.one_shot:
             return step == self.begin
-        return self.begin < step <= self.end and (step - self.begin) % self.every == 0
+        first = self.begin if self.phases else self.begin + 1
+        return first <= step <= self.end and (step - self.begin) % self.every == 0
 
     def sparsity(self, spec: MethodSpec, final: float, step: int) -> float:
         """The sparsity asked for after ``step`` steps."""
@@ -63,7 +78,11 @@ class Window:
         start = spec.initial_sparsity
         if self.one_shot:
             return start + (final - start) * float(curve(step - self.begin))
-        share = float(curve((step - self.begin) / max(self.last - self.begin, 1)))
+        if self.phases:
+            past = [(min(at, self.last) - self.begin) // self.every + 1 for at in (step, self.last)]
+            return start + (final - start) * float(curve(*past))
+        last = self.last if self.settled is None else self._before(self.settled)
+        share = float(curve((min(step, last) - self.begin) / max(last - self.begin, 1)))
         if getattr(curve, "of_log_density", False):
             return 1.0 - float((1.0 - start) ** (1.0 - share) * (1.0 - final) ** share)
         return start + (final - start) * share
@@ -98,9 +117,18 @@ class Window:
         return floor + (spec.drop_fraction - floor) * float(curve(progress))
 
 
+def by_phases(spec: MethodSpec) -> bool:
+    """Whether the sparsity schedule is a function of the number of the update."""
+    curve: Any = spec.sparsity_schedule
+    if curve in registry.SPARSITY_SCHEDULES:  # one's own may still be an import path
+        curve = registry.find(curve, registry.SPARSITY_SCHEDULES, "method.sparsity_schedule")
+    return bool(getattr(curve, "by_phases", False))
+
+
 def updates(spec: MethodSpec) -> bool:
     """Whether the method ever changes its masks after the start."""
-    return spec.sparse and (spec.drop is not None or spec.sparsity_schedule != "constant")
+    moves = spec.drop is not None or spec.sparsity_schedule != "constant"
+    return spec.sparse and (moves or spec.storage != "zeroed" or spec.engine != "composed")
 
 
 def _check(spec: MethodSpec, window: Window, total_steps: int) -> None:
@@ -117,6 +145,13 @@ def _check(spec: MethodSpec, window: Window, total_steps: int) -> None:
         raise UserError(f"{said}: method.end lies after the {total_steps} steps of training")
     if window.end <= window.begin:
         raise UserError(f"{said}: method.end must come after method.begin")
+    if window.settled and not window.begin + window.every <= window.settled <= window.end:
+        raise bad_value(
+            "method.sparsity_end",
+            str(spec.sparsity_end),
+            f"a step at least {window.every} (method.every) after method.begin and not after "
+            f"method.end is needed ({window.begin} and {window.end} here)",
+        )
     if window.every > window.end - window.begin:
         raise UserError(
             f"{said}: no update would happen, since method.every ({window.every} steps) is longer "

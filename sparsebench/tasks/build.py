@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from torch import nn
 from sparsebench import models
 from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError
-from sparsebench.sparsity.composed import Composed
-from sparsebench.sparsity.flops import layer_flops
+from sparsebench.sparsity.build import build
+from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, SelectorSpec, StructureSpec
 
 #: Dials of a method that name a part of it; each may be the import path of one's own.
 PARTS = (
-    "initial", "prune", "drop", "grow", "redistribute", "sparsity_schedule", "drop_schedule",
+    "engine", "initial", "prune", "also", "drop", "grow", "redistribute",
+    "sparsity_schedule", "drop_schedule",
 )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def build_method(cfg: DictConfig) -> Method:
         for name in names:
             if "." in str(options[name]):
                 options[name] = resolve(options[name], f"{group}.{name}", list(cfg.allow))
-    return Composed(
+    return build(
         MethodSpec(**values),
         cfg.sparsity,
         DistributionSpec(**distribution),
@@ -88,9 +89,18 @@ def _check_interface(method: object, target: str) -> None:
 
 
 def network(
-    cfg: DictConfig, input_shape: tuple[int, ...], num_classes: int
+    cfg: DictConfig,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    flops: Callable[[nn.Module, tuple[int, ...]], LayerFlops] = layer_flops,
 ) -> tuple[nn.Module, float | None]:
     """The model, from the run's seed; for a shrunk baseline, as narrow as ``sparsity`` asks.
+
+    Args:
+        cfg: the whole config.
+        input_shape: of one sample.
+        num_classes: outputs.
+        flops: counts a model on samples of that shape.
 
     Returns:
         The model, and the forward FLOPs of the full-width one if this is narrower.
@@ -116,4 +126,4 @@ def network(
     target = round((1.0 - cfg.sparsity) * weights(full))
     width = models.matched_width(at, target, weights)
     torch.manual_seed(cfg.seed)
-    return at(width), float(layer_flops(full, input_shape).total)
+    return at(width), float(flops(full, input_shape).total)

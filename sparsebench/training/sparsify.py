@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from sparsebench.errors import UserError
 from sparsebench.library import as_method
+from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.session import Session
 from sparsebench.sparsity.spec import SelectorSpec
@@ -32,6 +34,7 @@ class Sparsify(Callback):
         selector: SelectorSpec | dict[str, Any] | None = None,
         seed: int | None = None,
         module: str | None = None,
+        examples: Examples | None = None,
     ) -> None:
         """Say which method.
 
@@ -42,11 +45,14 @@ class Sparsify(Callback):
             seed: of all random choices; default is the seed torch was given.
             module: attribute of the LightningModule that holds the network, whose names of
                 parameters are then used; default is the LightningModule itself.
+            examples: training batches, for methods that look at some before training, such as
+                SNIP; default is the trainer's loader, with cross-entropy on (x, y).
         """
         self.module = module
         self.method = as_method(method, sparsity)
         self.selector = SelectorSpec(**selector) if isinstance(selector, dict) else selector
         self.seed = seed
+        self.examples = examples
         self.session: Session | None = None
         self._loaded: dict[str, Any] | None = None
         self._hook: Any = None
@@ -69,6 +75,7 @@ class Sparsify(Callback):
             seed=trainer.strategy.broadcast(seed),  # all ranks draw the same
             selector=self.selector,
             resume=self._loaded,
+            examples=self.examples or Examples(lambda seed: iter(_loader(trainer))),
         )
         self._loaded = None
         self._trainer = trainer
@@ -138,3 +145,10 @@ class Sparsify(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Held until training starts, when optimizers are there."""
         self._loaded = state_dict or None
+
+
+def _loader(trainer: Trainer) -> Any:
+    """The loader of training batches; a pass over it draws nothing that training would draw."""
+    assert trainer.train_dataloader is not None
+    with torch.random.fork_rng([]):
+        return list(itertools.islice(iter(trainer.train_dataloader), 64))
