@@ -74,7 +74,18 @@ OBSERVERS = {
 }
 #: Methods that are more than a combination of parts: classes built on ``Composed``.
 ENGINES = {"composed": _HERE + "composed.Composed"}
+ENGINES |= {
+    "deepr": _HERE + "methods.deepr.DeepR",
+    "dsr": _HERE + "methods.dsr.DSR",
+    "topkast": _HERE + "methods.topkast.TopKast",
+}
 ENGINES |= {"mest": _HERE + "methods.mest.Mest", "soup": _HERE + "methods.soup.Soup"}
+ENGINES |= {
+    "srigl": _HERE + "methods.srigl.SRigL",
+    "chase": _HERE + "methods.chase.Chase",
+    "group_channels": _HERE + "methods.group_channels.GroupChannels",
+}
+ENGINES["random_search"] = _HERE + "methods.random_search.RandomSearch"
 STRUCTURES = {
     "unstructured": _HERE + "structure.Unstructured",
     "block": _HERE + "blocks.Block",

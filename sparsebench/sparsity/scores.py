@@ -47,10 +47,11 @@ class Layer:
         assert self.factor is not None
         return self.factor.reshape(-1) != 0
 
-    def without(self, gone: Tensor) -> Layer:
-        """The layer when the connections at these positions are dropped, as growth sees it."""
+    def only(self, kept: Tensor) -> Layer:
+        """The layer with the connections at these flat positions, and no others in its mask."""
         assert self.factor is not None
-        return replace(self, factor=self.factor.reshape(-1).index_fill(0, gone, 0.0))
+        none = torch.zeros_like(self.weight, dtype=self.factor.dtype)
+        return replace(self, factor=none.index_fill_(0, kept, 1.0))
 
 
 Score = Callable[[Layer], Tensor]

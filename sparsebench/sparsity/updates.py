@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsebench.sparsity.scores import Layer, Score
 from sparsebench.sparsity.structure import Unstructured
-from sparsebench.sparsity.topk import lowest_indices, topk_indices
+from sparsebench.sparsity.topk import lowest_indices, positions, topk_indices
 
 Counts = Mapping[str, int] | int  # of each layer, or of all layers together
 
@@ -30,11 +30,14 @@ def best(
         score: higher is better.
         counts: how many of each layer, or one number for which all layers compete.
         structure: what a unit is.
-        kept: where units are grown, those that stay beside them.
+        kept: where units are grown, those that stay beside them; the score sees no others.
 
     Returns:
         For each layer, flat positions in ascending order.
     """
+    if kept is not None:
+        stay = {n: structure.elements(positions(kept[n]), v.shape) for n, v in layers.items()}
+        layers = {n: layer.only(stay[n]) for n, layer in layers.items()}
     if not isinstance(counts, int):
         if kept is None:
             return {n: structure.best(score, v, among[n], counts[n]) for n, v in layers.items()}
