@@ -6,6 +6,7 @@ method that is otherwise has an entry here, named as its YAML, written from its 
 from the code.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,3 +48,68 @@ class Expectation:
 
 
 EXPECTATIONS: dict[str, Expectation] = {}
+
+# Constant fan-in: floor(n / neurons) of each, so less than one weight a neuron is missing.
+EXPECTATIONS["srigl"] = Expectation(bounds=lambda t: (0.79, 0.86), until=0.75)
+
+
+def _chase(t: int, sizes: dict[str, int]) -> int:
+    """0.2 N at first; after each update 0.05 (1 + cos(pi u / T)) / 2 more, until T = 81 %."""
+    update, stop = t // EVERY * EVERY, round(0.81 * STEPS)
+    extra = 0.05 * (1 + math.cos(math.pi * update / stop)) / 2 if 0 < update < stop else 0.0
+    return round((1 - SPARSITY + extra) * sum(sizes.values()))
+
+
+EXPECTATIONS["chase"] = Expectation(
+    nonzeros=_chase, dials={"options": {"channel_every": f"{EVERY}it"}}
+)
+# 8 and 16 channels, weights 9 a + 9 a b + 10 b: a = 3, b = 6 (q = 10/16) come nearest to 276.8.
+EXPECTATIONS["group_channels"] = Expectation(
+    nonzeros=lambda t, sizes: sum(sizes.values()) if t < 6 else 249,
+    until=0.5,
+    networks=("conv", "channels_last"),
+)
+
+
+def _share_of_all(t: int, sizes: dict[str, int]) -> int:
+    """All layers compete for one number of weights."""
+    return round((1 - SPARSITY) * sum(sizes.values()))
+
+
+_AT_INIT = {"nonzeros": _share_of_all, "changes": False, "until": 0.0}
+EXPECTATIONS |= {
+    name: Expectation(**_AT_INIT, draws=draws)
+    for name, draws in {
+        "snip": True, "iterative_snip": True, "force": True, "grasp": True, "grasp_abs": True,
+        "snip_ratio": True, "grasp_ratio": True, "synflow_ratio": True, "phew": True,
+        "random_search": True, "synflow": False, "magnitude_init": False,
+    }.items()
+}  # fmt: skip
+
+
+def granet(first: float) -> Expectation:
+    """Cubic from the first sparsity over the first half of training, by updates (2106.10404)."""
+
+    def nonzeros(t: int, sizes: dict[str, int]) -> int:
+        left = 1 - min(t // EVERY, 3) / 3
+        return round((1 - SPARSITY + (SPARSITY - first) * left**3) * sum(sizes.values()))
+
+    return Expectation(nonzeros=nonzeros, draws=first > 0)
+
+
+def on_trial(t: int, sizes: dict[str, int]) -> int:
+    """MEST EM&S (2110.14032): 5 points more until the last update, the target from there."""
+    return round((0.2 if t >= 8 else 0.25) * sum(sizes.values()))
+
+
+def phases(t: int, sizes: dict[str, int]) -> int:
+    """Sparse Model Soups (2306.16788): from step 3 on, three phases of three members each."""
+    return round((1 - SPARSITY) ** (min(t // 3, 3) / 3) * sum(sizes.values()))
+
+
+EXPECTATIONS |= {
+    "granet": granet(0.5),
+    "granet_dense": granet(0.0),
+    "mest_ems": Expectation(nonzeros=on_trial, until=0.75, draws=True),
+    "soup": Expectation(dials={"begin": "25%", "every": "1it"}, nonzeros=phases, until=0.75),
+}
