@@ -20,8 +20,8 @@ from sparsebench.errors import Diverged, Interrupted, UserError, bad_value
 from sparsebench.files import check_room, sweep_leftovers, write_text
 from sparsebench.result import NAME, ended, read_result, write_result
 from sparsebench.signals import handling, stop_at_once
+from sparsebench.tasks import TASKS, load
 
-TASKS = ("classification", "profile")
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "fresh-last.ckpt")
 
 
@@ -59,7 +59,7 @@ def run(cfg: DictConfig, *, wait: bool = True) -> dict[str, Any]:
 
 def _run(cfg: DictConfig, folder: Path, *, wait: bool) -> dict[str, Any]:
     with handling(stop_at_once), _threads(cfg.trainer.threads):
-        task = _load_task(cfg.task.name)
+        task = load(cfg.task.name)
         prepared = task.prepare(cfg)  # builds model, data and method: the last refusals come here
         check_room(folder, _bytes(getattr(prepared, "model", None)))
         if follows(cfg):
@@ -88,12 +88,6 @@ def finished(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The result of a run that needs no more work: finished or diverged, and not forced."""
     result = read_result(folder)
     return result if ended(result) and not cfg.force else None
-
-
-def _load_task(name: str) -> Any:
-    import importlib
-
-    return importlib.import_module(f"sparsebench.tasks.{name}")
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +14,21 @@ from sparsebench.data.augment import Draw, Recipe, augment, draw_epoch, normalis
 Batch = tuple[Tensor, Tensor]  # float32 [B, ...], int64 [B]
 
 
-class Images(Protocol):
-    """What the loaders ask of a data set, be it in memory or on disk."""
+class Batched(Protocol):
+    """What the loaders ask of data of any kind."""
+
+    def __len__(self) -> int: ...
+    def draw(self, seed: int, epoch: int) -> Any:
+        """The random choices of a training epoch, to be handed to ``batches``."""
+        ...
+
+    def batches(self, positions: Iterable[Tensor], draw: Any = None) -> Iterator[Any]:
+        """One batch for each tensor of positions; without ``draw`` nothing is random."""
+        ...
+
+
+class Images(Batched, Protocol):
+    """Labelled images, be they in memory or on disk."""
 
     @property
     def labels(self) -> Tensor:
@@ -27,7 +40,6 @@ class Images(Protocol):
         """Which samples of the whole set these are, int64 [N]."""
         ...
 
-    def __len__(self) -> int: ...
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample in a batch."""
@@ -35,10 +47,6 @@ class Images(Protocol):
 
     def select(self, positions: Tensor) -> Images:
         """The samples at ``positions`` (int64), in that order."""
-        ...
-
-    def draw(self, seed: int, epoch: int) -> Any:
-        """The random choices of a training epoch, to be handed to ``batches``."""
         ...
 
     def batches(self, positions: Iterable[Tensor], draw: Any = None) -> Iterator[Batch]:
@@ -108,14 +116,16 @@ class TensorImages:
 
 @dataclass(frozen=True)
 class DataSets:
-    """Everything a task needs to know about its data."""
+    """Everything a task needs to know about its data: images, or what the task itself makes."""
 
     name: str
     num_classes: int
     input_shape: tuple[int, ...]  # of one sample: (C, H, W), or (F,) for signals
-    train: Images
-    validation: Images | None  # held out of the training images; None if nothing is
-    test: Images
+    train: Batched
+    validation: Batched | None  # held out of the training images; None if nothing is
+    test: Batched
     class_names: tuple[str, ...]
     fingerprint: str  # short sha256 of the images and labels used
     notes: tuple[str, ...] = ()  # such as "cifar10 (JPEG)": said beside every figure
+    #: what is known beside the samples, such as which features of synthetic data are ``relevant``
+    facts: Mapping[str, Tensor] = field(default_factory=dict)

@@ -60,6 +60,7 @@ def load(config: Mapping[str, Any], *, allow: Sequence[str] = ()) -> DataSets:
         class_names=source.class_names,
         fingerprint=_fingerprint(source, train, validation),
         notes=source.notes,
+        facts=source.facts,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsebench.data.images import Batch, Images
+from sparsebench.data.images import Batched
 from sparsebench.data.seeding import generator
 from sparsebench.errors import UserError
 
@@ -40,7 +40,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        images: Images,
+        images: Batched,
         batch_size: int,
         seed: int,
         rank: int = 0,
@@ -86,12 +86,12 @@ class TrainLoader:
         cuts = torch.split(self.order(epoch), self.batch_size)[start : self._length]
         return [cut[self.rank :: self.world_size].contiguous() for cut in cuts]
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of ``epoch`` from ``start`` on; moves nothing, so anybody may look."""
         draw = self.images.draw(self.seed, epoch)
         return self.images.batches(self.positions(epoch, start), draw)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         # A generator starts at its first batch: Lightning makes the iterator of a resumed
         # run before it tells the epoch.
         epoch, start, self._start = self._epoch, self._start, 0
@@ -132,7 +132,9 @@ class EvalLoader:
         world_size: number of ranks; their numbers of batches may differ by one.
     """
 
-    def __init__(self, images: Images, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, images: Batched, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         check_batch_size(batch_size)
         self.images = images
         cuts = torch.split(torch.arange(len(images)), batch_size)
@@ -142,7 +144,7 @@ class EvalLoader:
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self.images.batches(self._positions)
 
 

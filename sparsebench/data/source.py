@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Source:
     class_names: tuple[str, ...] = ()  # empty: unknown
     notes: tuple[str, ...] = ()
     where: str = ""  # folder it was read from, for messages
+    facts: Mapping[str, Tensor] = field(default_factory=dict)  # see ``DataSets``
 
 
 def in_memory(

@@ -28,7 +28,9 @@ def check_field(value: Any, key: str, rules: Mapping[str, Any]) -> None:
         raise bad_value(key, value, words(rules), rules["names"])
     if "choices" in rules and value not in rules["choices"]:
         raise bad_value(key, value, words(rules), rules["choices"])
-    if "least" in rules and not rules["least"] <= value <= rules.get("most", value):
+    if "least" in rules and not (
+        type(value) is int and rules["least"] <= value <= rules.get("most", value)
+    ):
         raise bad_value(key, value, words(rules))
     if "duration" in rules:
         Duration.parse(value, key)

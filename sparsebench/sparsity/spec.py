@@ -22,6 +22,11 @@ def number(default: Any, allowed: str, doc: str) -> Any:
     return field(default=default, metadata={"range": allowed, "doc": doc})
 
 
+def whole(default: Any, least: int, doc: str) -> Any:
+    """A whole number of at least ``least``."""
+    return field(default=default, metadata={"least": least, "doc": doc})
+
+
 def duration(default: str | None, doc: str) -> Any:
     """A length of time, such as ``30ep``, ``5000it`` or ``75%``."""
     return field(default=default, metadata={"duration": True, "doc": doc})

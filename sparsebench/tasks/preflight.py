@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from omegaconf import DictConfig
 from torch import nn
 
 from sparsebench.data import DataSets
 from sparsebench.errors import UserError, bad_value
-from sparsebench.models.probe import refusal
 from sparsebench.sparsity.composed import Composed, rounds_of
 from sparsebench.sparsity.forecast import counts
 from sparsebench.sparsity.method import Method
@@ -59,6 +58,7 @@ def check_model(
     method: Method,
     weights: Mapping[str, nn.Parameter],
     like: tuple[tuple[int, ...], int],
+    refusal: Callable[[nn.Module], str | None],
 ) -> None:
     """What is wrong whatever the data hold.
 
@@ -67,7 +67,8 @@ def check_model(
         model: the network.
         method: the sparsity method, not started.
         weights: the sparse parameters.
-        like: shape of an input, and number of classes.
+        like: shape of an input, and number of outputs.
+        refusal: why a model can't be trained on such data; None if it can.
 
     Raises:
         UserError: the counts can't be met, or a model of the user's own does not fit the data.
@@ -78,7 +79,7 @@ def check_model(
             counts(method, shapes, method.sparsity)
     if str(cfg.model["_target_"]).startswith("sparsebench."):
         return
-    why = refusal(lambda: model, *like)
+    why = refusal(model)
     model.train()
     if why:
         raise UserError(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from sparsebench.tasks import classification
+from sparsebench.tasks import load
 from sparsebench.training.ranks import OURS, leave_group
 
 
@@ -24,9 +24,10 @@ def main(path: str) -> None:
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
-    prepared = classification.prepare(cfg)
+    task = load(cfg.task.name)
+    prepared = task.prepare(cfg)
     os.write(int(os.environ[OURS]), b".")
-    classification.run(cfg, Path(path).parent, prepared)
+    task.run(cfg, Path(path).parent, prepared)
     leave_group()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,7 +18,7 @@ from sparsebench.config.schema import SCHEMA
 from sparsebench.errors import Interrupted, UserError
 from sparsebench.files import set_aside, write_atomically
 from sparsebench.signals import give_back, take
-from sparsebench.training.classifier import Classifier
+from sparsebench.training.learner import Learner
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -162,7 +162,7 @@ class Checkpoint(Callback):
         stop = self._stopping(trainer)
         due = _anywhere(trainer, last or time.monotonic() - self._saved >= self.every)
         if stop or due:
-            assert isinstance(pl_module, Classifier)
+            assert isinstance(pl_module, Learner)
             pl_module.check_divergence()  # what can't get well again is not worth keeping
             self._save(trainer)
         if stop:

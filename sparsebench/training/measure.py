@@ -19,7 +19,7 @@ from sparsebench.sparsity.masks import unpack
 from sparsebench.sparsity.session import Session
 from sparsebench.sparsity.topology import ItopTracker
 from sparsebench.sparsity.training_flops import TrainingFlops
-from sparsebench.training.classifier import Classifier
+from sparsebench.training.learner import Learner
 from sparsebench.training.sparsify import Sparsify
 
 #: Seconds between two writes of the tables; epochs may be shorter than a write.
@@ -131,7 +131,7 @@ class Measure(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's row and write the files."""
-        assert isinstance(pl_module, Classifier)
+        assert isinstance(pl_module, Learner)
         assert self.sparsify.session is not None
         session = self.sparsify.session
         row: dict[str, Any] = {

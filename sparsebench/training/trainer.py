@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 
 from sparsebench.data import DataSets, EvalLoader, TrainLoader
 from sparsebench.training.checkpoint import Checkpoint, WholeFiles, find_checkpoint
-from sparsebench.training.classifier import Classifier
 from sparsebench.training.ema import Ema
+from sparsebench.training.learner import Learner
 from sparsebench.training.measure import Measure
 from sparsebench.training.progress import Progress
 from sparsebench.training.ranks import OURS, local_rank
@@ -36,7 +36,7 @@ class Fitted:
     """A trained model and what was measured on the way."""
 
     trainer: Trainer
-    module: Classifier
+    module: Learner
     sparsify: Sparsify
     measure: Measure
     checkpoint: Checkpoint
@@ -57,7 +57,7 @@ def fit(
     cfg: DictConfig,
     folder: Path,
     sets: DataSets,
-    module: Classifier,
+    module: Learner,
     sparsify: Sparsify,
     measure: Measure,
     loggers: Sequence[Callback],
@@ -78,9 +78,9 @@ def fit(
     if Progress.wanted(cfg):  # Lightning asks each callback at some dozen points of a step
         callbacks.append(Progress(cfg))
     if cfg.trainer.patience and sets.validation is not None:
-        monitor, patience = "validation/accuracy", cfg.trainer.patience
+        monitor, patience = f"validation/{module.monitor}", cfg.trainer.patience
         callbacks.append(
-            Patience(monitor, patience=patience, mode="max", check_on_train_epoch_end=False)
+            Patience(monitor, patience=patience, mode=module.mode, check_on_train_epoch_end=False)
         )  # after validation: at the end of the epoch the others must know that it is the last
     callbacks.append(checkpoint)
     trainer = build_trainer(cfg, callbacks)
