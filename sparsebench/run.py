@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def _bytes(model: Any) -> int:
 
 def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str, Any]:
     from sparsebench.environment import describe
+    from sparsebench.sparsity.kind import kind_of
 
     sweep_leftovers(folder)
     if cfg.force and (folder / NAME).exists():  # else the forced run itself was interrupted
@@ -124,6 +126,8 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
         "config": OmegaConf.to_container(cfg, resolve=True),
         "environment": describe(folder),
     }
+    if method := getattr(prepared, "method", None):
+        record["kind"] = asdict(kind_of(method))
     try:
         outcome = task.run(cfg, folder, prepared)
         _remove(folder, *CHECKPOINTS[1:])

@@ -74,8 +74,9 @@ class Composed:
     def _find_parts(self, spec: MethodSpec, structure: StructureSpec) -> None:
         find = registry.find
         self.structure = find(structure.name, registry.STRUCTURES, "structure.name")(structure)
+        self.pattern = structure
         self._prune = find(spec.prune, registry.SCORES, "method.prune")
-        self._initial = (
+        self.first = (
             self._prune
             if spec.initial == "dense"  # a dense network's weights decide, if it starts sparser
             else find(spec.initial, registry.INITIAL, "method.initial")
@@ -92,7 +93,7 @@ class Composed:
         self.needs = frozenset().union(*(needs_of(part) for part in parts))
         self.observers: dict[str, Observer] = {
             name: find(name, registry.OBSERVERS, "needs")(spec)
-            for name in sorted(self.needs | needs_of(self._initial))
+            for name in sorted(self.needs | needs_of(self.first))
         }
         self._check_parts(spec)
 
@@ -130,10 +131,10 @@ class Composed:
         together = spec.scope if spec.initial == "dense" else spec.initial_scope
         try:
             place(
-                state, self._initial,
+                state, self.first,
                 lambda sparsity: self._wanted(state, sparsity, together),
                 target,
-                lambda: self._layers(state, needs_of(self._initial)),
+                lambda: self._layers(state, needs_of(self.first)),
                 self.structure,
                 rounds=spec.initial_rounds, regrow=spec.initial_regrow,
                 shuffle=spec.initial_shuffle,

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from sparsebench.sweep.kinds import KIND_HEAD, KIND_SOURCE
 from sparsebench.sweep.results import Results
 from sparsebench.sweep.sheet import CLAIM_HEAD, MARKED, Section, Sheet, Text
 
@@ -47,6 +48,9 @@ def markdown(sheet: Sheet, picture: str | None = None) -> str:
             parts.append(f"**{heading}:**\n\n{items}")
     if sheet.claims:
         parts += ["## Claims", _markdown_table(CLAIM_HEAD, sheet.claims)]
+    if sheet.kinds:
+        head = (sheet.head[0], *KIND_HEAD)
+        parts += ["## Kinds of method", KIND_SOURCE, _markdown_table(head, sheet.kinds)]
     if picture:
         parts.append(f"![{_markdown_text(sheet.title)}]({picture})")
     parts.append("```text\n" + "\n".join(sheet.made) + "\n```")

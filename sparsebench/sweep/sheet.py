@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsebench.sweep.grid import Grid
+from sparsebench.sweep.kinds import kinds
 from sparsebench.sweep.provenance import provenance
 from sparsebench.sweep.results import Entry, Figure, Outcome, Results
 from sparsebench.sweep.spec import Metric, TableSpec
@@ -57,6 +58,7 @@ class Sheet:
         sections: the rows.
         legend: how to read a field.
         claims: one line of fields for each claim, below :data:`CLAIM_HEAD`.
+        kinds: for each row its method's kind, below ``KIND_HEAD``.
         sources: one line for each source of published figures.
         differences: one line for each departure from the published set-up.
         missing: one line for each run without a result.
@@ -69,6 +71,7 @@ class Sheet:
     sections: tuple[Section, ...]
     legend: str
     claims: tuple[tuple[str, ...], ...]
+    kinds: tuple[tuple[str, ...], ...]
     sources: tuple[str, ...]
     differences: tuple[str, ...]
     missing: tuple[str, ...]
@@ -115,6 +118,7 @@ def sheet(results: Results, command: str, verdicts: Sequence[Verdict] = ()) -> S
         sections=tuple(sections),
         legend=_legend(results, sections),
         claims=tuple(_claim(spec, verdict) for verdict in verdicts),
+        kinds=tuple(kinds(results)),
         sources=tuple(_sources(results)),
         differences=tuple(" ".join(line.split()) for line in spec.differences),
         missing=tuple(_missing(outcome) for outcome in results.unfinished),

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsebench.sweep.html.data import Budget, page_data
 from sparsebench.sweep.html.render import data_url, render
+from sparsebench.sweep.kinds import KIND_HEAD, KIND_SOURCE
 from sparsebench.sweep.results import Results
 from sparsebench.sweep.sheet import CLAIM_HEAD, Sheet
 
@@ -35,6 +36,8 @@ def report_html(
         scale=results.grid.spec.scale,
         claims=[_claim(line) for line in shown.claims],
         claim_head=CLAIM_HEAD,
+        kind_head=KIND_HEAD,
+        kind_source=KIND_SOURCE,
         picture=picture_svg and data_url("image/svg+xml", picture_svg),
         made=[line.partition(": ")[::2] for line in shown.made],
         missing=[(o.run.identity, o.run.label, o.status, o.error) for o in results.unfinished],

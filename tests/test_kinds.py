@@ -1,0 +1,31 @@
+"""The kind of each method: what Ten Lessons (arXiv 2302.02596) asks to be said of a comparison."""
+
+import pytest
+
+from sparsebench.library import method
+from sparsebench.sparsity.kind import Kind, kind_of
+
+#: Name, when pruned, start, masks, pattern, gradient of absent weights; from the papers.
+PUBLISHED = [
+    ("dense", "never", "dense", "none", "none", "each step"),
+    ("static", "before", "sparse", "static", "unstructured", "never"),
+    ("set", "during", "sparse", "dynamic", "unstructured", "never"),
+    ("rigl", "during", "sparse", "dynamic", "unstructured", "at updates"),
+    ("snfs", "during", "sparse", "dynamic", "unstructured", "each step"),
+    ("gmp", "during", "dense", "only pruned", "unstructured", "never"),
+    ("one_shot", "after", "dense", "only pruned", "unstructured", "never"),
+    ("imp", "after", "dense", "only pruned", "unstructured", "never"),
+    ("snip", "before", "sparse", "static", "unstructured", "once"),
+]
+
+
+@pytest.mark.parametrize("name, when, start, masks, pattern, gradient", PUBLISHED)
+def test_kinds_are_those_of_the_papers(name, when, start, masks, pattern, gradient):
+    assert kind_of(method(name)) == Kind(when, start, masks, pattern, gradient)
+
+
+def test_a_class_of_ones_own_says_what_it_is_or_not():
+    class Mine:
+        kind = {"when": "during", "masks": "dynamic"}
+
+    assert kind_of(Mine()) == Kind("during", "not said", "dynamic", "not said", "not said")
