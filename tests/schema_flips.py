@@ -101,6 +101,7 @@ FLIPS = {
     "method.initial": changes("magnitude"),
     "method.sparsity_schedule": changes("linear", *GMP),
     "method.initial_sparsity": changes("0.5", *GMP),
+    "method.sparsity_end": changes("50%", *GMP),
     "method.begin": changes("30%"),
     "method.end": changes("50%"),
     "method.every": changes("3it"),

@@ -26,6 +26,7 @@ _DROPPING = (
     "drop_scope",
     "grow_scope",
     "regrow",
+    "grown",
 )
 _OF_SPARSE = (
     "initial",
@@ -38,6 +39,7 @@ _OF_SPARSE = (
     "also_share",
     "absent_decay",
     "sparsity_schedule",
+    "sparsity_end",
     "drop",
     "grow",
     "redistribute",
@@ -78,7 +80,13 @@ def _gradual(cfg: DictConfig) -> bool:
 
 
 def _moves(cfg: DictConfig) -> bool:
-    return _gradual(cfg) or cfg.method.drop is not None
+    spec = cfg.method
+    return (
+        _gradual(cfg)
+        or spec.drop is not None
+        or spec.storage != "zeroed"
+        or spec.engine != "composed"
+    )
 
 
 def _looks_at_momentum(cfg: DictConfig) -> bool:
@@ -113,7 +121,8 @@ _TABLES = (
 _METHOD = (
     Rule("method", (*_OF_SPARSE, "prune", "scope", "initial_sparsity", "momentum", *_DROPPING),
          lambda cfg: cfg.method.sparse and not cfg.method.shrink, "on a dense network"),
-    Rule("method", ("scope", "initial_sparsity"), _gradual, "without a method.sparsity_schedule"),
+    Rule("method", ("scope", "initial_sparsity", "sparsity_end"), _gradual,
+         "without a method.sparsity_schedule"),
     Rule("method", ("prune",), lambda cfg: _gradual(cfg) or cfg.method.initial == "dense",
          "without a method.sparsity_schedule"),
     Rule("method", ("initial_rounds", "initial_batches", "initial_scope"),
@@ -131,6 +140,8 @@ _METHOD = (
          "without method.storage=shadow"),
     Rule("method", ("initial",), _starts_sparse, "where training starts dense"),
     Rule("method", _DROPPING, lambda cfg: cfg.method.drop is not None, "without a method.drop"),
+    Rule("method", ("grown_scale",), lambda cfg: cfg.method.grown != "zero",
+         "on a method.grown of zero"),
     Rule("method", ("redistribute",), lambda cfg: cfg.method.grow_scope != "global",
          "with method.grow_scope=global"),
     Rule("method", ("momentum",), _looks_at_momentum, "without a part that looks at momentum"),

@@ -54,11 +54,9 @@ def forecast(
     for step in [*changes, total_steps]:
         if step > previous:
             sparsity = window.sparsity(spec, method.sparsity, previous) if method.sparsity else 0.0
-            dense = dense_gradient_steps(method, window, previous, step)
-            present = one_way(counts(method, shapes, sparsity), present)
             gradients = _gradients(method, shapes, window, previous)
-            if method.storage == "shadow" and not gradients:  # absent weights learn
-                dense = step - previous if sparsity > 0.0 else 0
+            dense = 0 if gradients else dense_gradient_steps(method, window, previous, step)
+            present = one_way(counts(method, shapes, sparsity), present)
             yield Stretch(step - previous, present, dense, gradients)
         previous = step
 

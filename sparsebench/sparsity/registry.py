@@ -30,7 +30,9 @@ SCORES |= {
         "relative_importance", "magnitude_soft",
     )
 }  # fmt: skip
+SCORES["hebbian"] = _HERE + "hebbian.hebbian"
 SCORES |= {name: _HERE + "saliency." + name for name in ("grasp", "grasp_abs", "synflow")}
+SCORES["movement"] = _HERE + "methods.movement.movement"
 SCORES |= {"still": _HERE + "still.still", "mest": _HERE + "methods.mest.importance"}
 #: How new connections are found: any score (the highest are grown), or a sampler.
 GROWERS = {**SCORES, "unexplored": _HERE + "scores.unexplored"}
@@ -45,6 +47,7 @@ GROWN = {
 }
 INITIAL["phew"] = _HERE + "methods.phew.phew"
 INITIAL["small_world"] = _HERE + "cannistraci.small_world"
+INITIAL["group_to_group"] = _HERE + "methods.g2gnet.group_to_group"
 #: What new connections start from: ``values(layer, positions) -> tensor``.
 GROWN = {
     "zero": "",
@@ -70,7 +73,9 @@ OBSERVERS = {
     "weighted_gradient": _HERE + "methods.mest.WeightedGradient",
     "hessian_gradient": _HERE + "saliency.HessianGradient",
     "flow": _HERE + "saliency.Flow",
+    "movement": _HERE + "methods.movement.Movement",
     "temperature": _HERE + "cannistraci.Temperature",
+    "correlation": _HERE + "hebbian.Correlation",
 }
 #: Methods that are more than a combination of parts: classes built on ``Composed``.
 ENGINES = {"composed": _HERE + "composed.Composed"}
@@ -85,7 +90,19 @@ ENGINES |= {
     "chase": _HERE + "methods.chase.Chase",
     "group_channels": _HERE + "methods.group_channels.GroupChannels",
 }
+ENGINES |= {
+    "mask_decay": _HERE + "methods.pgf.MaskDecay",
+    "structure_decay": _HERE + "methods.pgf.StructureDecay",
+    "bdwp": _HERE + "methods.bdwp.Bdwp",
+}
+ENGINES["g2gnet"] = _HERE + "methods.g2gnet.G2GNet"
 ENGINES["random_search"] = _HERE + "methods.random_search.RandomSearch"
+ENGINES |= {
+    "movement": _HERE + "methods.movement.HardMovement",
+    "movement_soft": _HERE + "methods.movement.SoftMovement",
+    "str": _HERE + "methods.str_.LearnedThresholds",
+    "acdc": _HERE + "methods.acdc.Phases",
+}
 STRUCTURES = {
     "unstructured": _HERE + "structure.Unstructured",
     "block": _HERE + "blocks.Block",
@@ -98,7 +115,6 @@ SPARSITY_SCHEDULES = {
     for name in (
         "constant",
         "cubic",
-        "cubic_hold",
         "linear",
         "geometric",
         "once",

@@ -20,16 +20,6 @@ def cubic(progress: float) -> float:
     return 1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3
 
 
-def cubic_hold(progress: float) -> float:
-    """Cubic, done after three quarters of the window: the count rests while masks still move.
-
-    For methods whose absent weights may return until the end. DPF (arXiv 2006.07253) has all its
-    sparsity at the second decay of the learning rate, epoch 225 of 300; movement pruning (arXiv
-    2005.07683) rests for the last two tenths of training, after a first tenth without pruning.
-    """
-    return cubic(progress / 0.75)
-
-
 def alternating(number: int, last: int) -> float:
     """Dense and sparse by turns (AC/DC, arXiv 2106.12379): odd updates prune, even ones fill up.
 

@@ -98,8 +98,12 @@ class MethodSpec:
     sparsity_end: str | None = duration(None, "when the sparsity schedule ends, if before `end`")
     prune: str = one_of("magnitude", registry.SCORES, "score that decides what is kept")
     scope: str = field(default="layer", metadata={"choices": ("layer", "global")})
-    also: str | None = one_of(None, registry.SCORES, "second score, which removes a share of what goes")
-    also_share: float = number(0.1, "(0, 1]", "share of what is pruned or dropped that `also` chooses")
+    also: str | None = one_of(
+        None, registry.SCORES, "second score, which removes a share of what goes"
+    )
+    also_share: float = number(
+        0.1, "(0, 1]", "share of what is pruned or dropped that `also` chooses"
+    )
     drop: str | None = one_of(None, registry.SCORES, "score of weights to drop, lowest first")
     grow: str | None = one_of(None, registry.GROWERS, "how new connections are chosen")
     drop_fraction: float = number(0.3, "(0, 1)", "share of the weights dropped at an update")

@@ -5,12 +5,13 @@ Masks are boolean tensors by parameter name. A unit is an output (row) or input 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sparsebench.sparsity.masks import pack, unpack
 
@@ -161,6 +162,50 @@ def dead_units(model: nn.Module, masks: Masks) -> dict[str, DeadUnits]:
             int((~outputs).sum()), int((~inputs).sum()), len(outputs), len(inputs)
         )
     return found
+
+
+#: The functions that a ReLU may go through, as module or as function.
+_RELU = {
+    nn.functional.relu, nn.functional.relu_, nn.functional.relu6, torch.relu, torch.relu_,
+    Tensor.relu, Tensor.relu_,
+}  # fmt: skip
+
+
+class _ReluZeros(TorchFunctionMode):
+    """Counts zeros among the outputs of all ReLUs called within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros = self.outputs = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function in _RELU:
+            self.zeros += found.numel() - int(torch.count_nonzero(found))
+            self.outputs += found.numel()
+        return found
+
+
+@torch.no_grad()
+def dead_neuron_rate(model: nn.Module, inputs: Iterable[Tensor]) -> float | None:
+    """Share of pairs of ReLU and sample whose output is 0, the dynamic rate of AP (2212.06145).
+
+    Args:
+        model: the network, as it evaluates; left in the mode it was in.
+        inputs: batches of inputs, each place of a feature map a neuron of its own.
+
+    Returns:
+        Of all ReLUs together; None for a network that calls none.
+    """
+    training = model.training
+    model.eval()
+    with _ReluZeros() as counted:
+        for batch in inputs:
+            model.forward(batch)  # a compiled call would show no functions
+    model.train(training)
+    return counted.zeros / counted.outputs if counted.outputs else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from sparsebench.sparsity.composed import Composed, rounds_of
 from sparsebench.sparsity.forecast import counts
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.optimizer_state import check_optimizer
-from sparsebench.sparsity.window import Window
 from sparsebench.training.optimizers import build_optimizer, build_schedule
 
 
@@ -48,7 +47,7 @@ def check_run(
     check_optimizer(optimizer)
     total = per_epoch * cfg.epochs
     if isinstance(method, Composed):
-        Window.of(method.spec, total, per_epoch)
+        method.window(total, per_epoch)
     build_schedule(optimizer, cfg.schedule, total, per_epoch, rounds_of(method, total, per_epoch))
 
 
@@ -75,6 +74,8 @@ def check_model(
     """
     if isinstance(method, Composed):
         shapes = {name: parameter.shape for name, parameter in weights.items()}
+        if method.sparsity > 0.0:
+            method.structure.check({n: tuple(shape) for n, shape in shapes.items()}, method.sparsity)
         if method.spec.scope == "layer" or method.spec.sparsity_schedule == "constant":
             counts(method, shapes, method.sparsity)
     if str(cfg.model["_target_"]).startswith("sparsebench."):
