@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def list_names(words: list[str]) -> int:
     width = max(map(len, names))
     for name in names:
         text = (config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8")
-        about = text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
+        comments = [line for line in text.splitlines() if re.match(r"#\s*[^@\s]", line)]
+        about = comments[0].lstrip("# ") if comments else ""
         print(f"{name:{width}}  {about}".rstrip())
     return 0
 

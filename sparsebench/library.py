@@ -21,14 +21,16 @@ def method(name: str, **dials: Any) -> Composed:
 
     Args:
         name: file name in ``configs/method``, such as ``rigl``.
-        **dials: ``sparsity``, ``distribution`` (a name or a dict), ``structure``, and any dial
-            of the method, such as ``drop_fraction=0.5``.
+        **dials: ``sparsity`` (default 0.9, or what an N:M structure says), ``distribution`` and
+            ``structure`` (a name or a dict), and any dial of the method, such as
+            ``drop_fraction=0.5``.
 
     Raises:
         UserError: a name, dial or value that does not exist.
     """
     from sparsebench.sparsity.build import build
     from sparsebench.sparsity.fields import check_fields
+    from sparsebench.sparsity.nm_rules import usual_sparsity
     from sparsebench.sparsity.spec import DistributionSpec, MethodSpec
 
     names = config_files("method")
@@ -36,9 +38,9 @@ def method(name: str, **dials: Any) -> Composed:
         raise bad_value("method", name, f"one of {', '.join(names)}", names)
     values = yaml.safe_load((config_folder() / "method" / f"{name}.yaml").read_text())
     chosen = _choices(values.pop("defaults", []))
-    sparsity = dials.pop("sparsity", 0.9)
     distribution = _spec(DistributionSpec, dials.pop("distribution", chosen.get("distribution")))
     structure = _structure(dials.pop("structure", chosen.get("structure")))
+    sparsity = dials.pop("sparsity", usual_sparsity(structure))
     known = [f.name for f in fields(MethodSpec)]
     for dial in dials:
         if dial not in known:
@@ -80,7 +82,11 @@ def _structure(given: str | Mapping[str, Any] | None) -> Any:
     from sparsebench.sparsity.spec import StructureSpec
 
     if isinstance(given, str):  # a name of configs/structure, with its numbers
-        given = yaml.safe_load((config_folder() / "structure" / f"{given}.yaml").read_text())
+        names = config_files("structure")
+        if given not in names:
+            raise bad_value("structure", given, f"one of {', '.join(names)}", names)
+        said = yaml.safe_load((config_folder() / "structure" / f"{given}.yaml").read_text())
+        given = said.get("structure", said)  # an N:M file says the sparsity too
     return _spec(StructureSpec, given)
 
 

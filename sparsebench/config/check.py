@@ -16,6 +16,8 @@ from sparsebench.config.rules import allowed
 from sparsebench.config.schema import Config
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.fields import check_field, check_fields
+from sparsebench.sparsity.nm_rules import check_distribution, check_method, check_numbers, is_nm
+from sparsebench.sparsity.spec import MethodSpec
 from sparsebench.sparsity.time import Duration
 
 #: Keys that more than one part may take from elsewhere: an import path has a dot.
@@ -49,6 +51,7 @@ def check(cfg: DictConfig) -> None:
     _check_data(cfg)
     _check_selector(cfg)
     check_idle(cfg)
+    _check_pattern(cfg)
     _check_steps(cfg)
 
 
@@ -111,9 +114,18 @@ def _check_selector(cfg: DictConfig) -> None:
             raise bad_value("selector.kinds", kind, f"any of {', '.join(KINDS)}", KINDS)
 
 
+def _check_pattern(cfg: DictConfig) -> None:
+    """N:M says the sparsity, and needs a method that leaves groups whole."""
+    if not is_nm(cfg.structure) or not cfg.method.get("sparse", True):
+        return
+    check_numbers(cfg.structure, cfg.sparsity)
+    if OmegaConf.get_type(cfg, "method") is MethodSpec:
+        check_method(cfg.method)
+        check_distribution(cfg.distribution)
+
+
 def _check_steps(cfg: DictConfig) -> None:
     """Where the size of the data is known, check the update window as it will be."""
-    from sparsebench.sparsity.spec import MethodSpec
     from sparsebench.sparsity.window import Window
 
     data = cfg.data

@@ -15,7 +15,8 @@ from sparsebench.config.rules import allowed, group_of, keys, nearest_key
 from sparsebench.config.schema import BASES, OPEN
 from sparsebench.errors import UserError, bad_value, nearest
 
-_BASE_60 = "YAML reads 2:4 as the number 124 (base 60); write it as the two keys n and m"
+_BASE_60 = "YAML reads 2:4 as the number 124 (base 60)"
+_NM = "N:M is written structure=nm_2_4, or structure=nm structure.n=2 structure.m=4 for any N and M"
 
 
 def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | None:
@@ -44,7 +45,9 @@ def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | 
         return _unknown_key(match[1], text)
     if match := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
         group = group_of(match[1])
-        return bad_value(group, match[2], _BASE_60 if group == "structure" else allowed(group))
+        return bad_value(
+            group, match[2], f"{_BASE_60}; {_NM}" if group == "structure" else allowed(group)
+        )
     if key := _full_key(text):
         return _wrong_value(key, text)
     return UserError(_first_line(error))
@@ -56,6 +59,8 @@ def _no_option(overrides: Sequence[str]) -> UserError | None:
         key, equals, value = word.lstrip("+").partition("=")
         if not equals or not (config_folder() / key).is_dir() or not key:
             continue
+        if _is_pattern(key, value):
+            return UserError(f"{word}: {_NM}")
         if re.fullmatch(r"[\d_]+", value):
             return UserError(
                 f"{word}: an option's name is needed, and this is read as the number "
@@ -67,9 +72,16 @@ def _no_option(overrides: Sequence[str]) -> UserError | None:
     return UserError(f"{bare}: a key is needed before '='") if bare else None
 
 
+def _is_pattern(group: str, option: str) -> bool:
+    """Whether someone means N:M; YAML and Hydra read 2:4 and 2_4 as numbers."""
+    return group == "structure" and bool(re.fullmatch(r"(nm)?\W*_?\d+([:_]\d+)?\W*", option))
+
+
 def _missing_option(missing: str, options: Sequence[str]) -> UserError:
     group, _, option = missing.rpartition("/")
     group = group.lstrip("+")
+    if _is_pattern(group, option):
+        return UserError(f"{group}={option}: {_NM}")
     if not group:
         near = nearest(missing, keys())
         hint = f"; did you mean '{near}'?" if near else ""

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
+from sparsebench.sparsity.nm_rules import of_pattern
 from sparsebench.sparsity.spec import (
     DistributionSpec,
     MethodSpec,
@@ -195,7 +197,11 @@ IGNORED = (
 
 
 def register() -> None:
-    """Make the schema known to Hydra: the root's, and that of composed methods."""
+    """Make the schema known to Hydra: the root's, and that of composed methods.
+
+    The resolver ``nm_sparsity`` is what YAMLs of N:M structures take ``sparsity`` from.
+    """
+    OmegaConf.register_new_resolver("nm_sparsity", of_pattern, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="method", name="composed", node=MethodSpec)

@@ -75,7 +75,8 @@ def counts(method: Composed, shapes: Mapping[str, torch.Size], sparsity: float) 
         return {name: shape.numel() for name, shape in shapes.items()}
     options = asdict(method.distribution)
     weights = allocate(shapes, 1.0 - sparsity, **options)
-    return method.structure.forecast({n: tuple(s) for n, s in shapes.items()}, weights)
+    found: dict[str, int] = method.structure.forecast(shapes, weights)
+    return found
 
 
 def dense_gradient_steps(method: Composed, window: Window, first: int, last: int) -> int:

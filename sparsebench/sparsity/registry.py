@@ -34,17 +34,10 @@ SCORES["hebbian"] = _HERE + "hebbian.hebbian"
 SCORES |= {name: _HERE + "saliency." + name for name in ("grasp", "grasp_abs", "synflow")}
 SCORES["movement"] = _HERE + "methods.movement.movement"
 SCORES |= {"still": _HERE + "still.still", "mest": _HERE + "methods.mest.importance"}
+SCORES["accumulated"] = _HERE + "accumulated.accumulated"
 #: How new connections are found: any score (the highest are grown), or a sampler.
 GROWERS = {**SCORES, "unexplored": _HERE + "scores.unexplored"}
 INITIAL = {"dense": "", **SCORES}
-#: What new connections start from: ``values(layer, positions) -> tensor``.
-GROWN = {
-    "zero": "",
-    **{
-        name: _HERE + "grown." + name
-        for name in ("initial", "normal", "uniform", "gradient", "gradient_sign")
-    },
-}
 INITIAL["phew"] = _HERE + "methods.phew.phew"
 INITIAL["small_world"] = _HERE + "cannistraci.small_world"
 INITIAL["group_to_group"] = _HERE + "methods.g2gnet.group_to_group"
@@ -77,6 +70,7 @@ OBSERVERS = {
     "temperature": _HERE + "cannistraci.Temperature",
     "correlation": _HERE + "hebbian.Correlation",
 }
+OBSERVERS["accumulated"] = _HERE + "accumulated.Accumulated"
 #: Methods that are more than a combination of parts: classes built on ``Composed``.
 ENGINES = {"composed": _HERE + "composed.Composed"}
 ENGINES |= {
