@@ -113,3 +113,56 @@ EXPECTATIONS |= {
     "mest_ems": Expectation(nonzeros=on_trial, until=0.75, draws=True),
     "soup": Expectation(dials={"begin": "25%", "every": "1it"}, nonzeros=phases, until=0.75),
 }
+
+
+def acdc(t: int, sizes: dict[str, int]) -> int:
+    """AC/DC (2106.12379), phases of 2 steps from step 2 on: sparse 2-3, 6-7 and from 10 on."""
+    return _share_of_all(t, sizes) if t in (2, 3, 6, 7) or t >= 10 else sum(sizes.values())
+
+
+def dpf(t: int, sizes: dict[str, int]) -> int:
+    """DPF (2006.07253): over all layers, cubic until three quarters of training."""
+    left = 1 - min(t // EVERY * EVERY, 8) / 8
+    return round((1 - SPARSITY * (1 - left**3)) * sum(sizes.values()))
+
+
+def movement(t: int) -> float:
+    """Sparsity of movement pruning (2005.07683): cubic from 10 to 80 % of training."""
+    first, last = 1, 9
+    left = 1 - max((min(t, last) - first) // EVERY, 0) / ((last - first) // EVERY)
+    return SPARSITY * (1 - left**3)
+
+
+EXPECTATIONS |= {
+    "acdc": Expectation(dials={"begin": "2it", "end": "10it"}, nonzeros=acdc, until=10 / 12),
+    "dpf": Expectation(nonzeros=dpf),
+    "movement": Expectation(
+        nonzeros=lambda t, sizes: round((1 - movement(t)) * sum(sizes.values()))
+    ),
+    # how sparse these two get is learned; scores fall by at most their rate in a step of Adam
+    "movement_soft": Expectation(
+        dials={"options": {"rate": 1.0}},
+        bounds=lambda t: (0.0, 0.0 if t < 3 else 0.995),
+    ),
+    "str": Expectation(dials={"options": {"init": -4.5}}, bounds=lambda t: (0.01, 0.95)),
+}
+
+
+EXPECTATIONS |= {
+    "set_signwise": Expectation(new_from_zero=False, draws=True),  # drawn as at initialisation
+}
+
+
+#: Inputs of each layer of the tiny networks, where they are not 16.
+INPUTS = {"0.weight": 64, "1.weight": 64, "2.weight": 32, "3.weight": 32, "conv1.weight": 1}
+FIFTHS = {"structure": {"name": "nm", "n": 1, "m": 5, "misfit": "pad"}}  # sparsity 0.8
+
+
+def n_of_5(n: int, sizes: dict[str, int]) -> dict[str, int]:
+    """N of every 5 inputs, the last group filled up with zeros (2104.08378)."""
+
+    def kept(name: str, size: int) -> int:
+        inputs = inputs_of(name, size)
+        return size // inputs * (inputs // 5 * n + min(n, inputs % 5))
+
+    return {name: kept(name, size) for name, size in sizes.items()}

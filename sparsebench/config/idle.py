@@ -75,6 +75,10 @@ def _schedule(*names: str) -> Callable[[DictConfig], bool]:
     return lambda cfg: cfg.schedule.name in names
 
 
+def _task(*names: str) -> Callable[[DictConfig], bool]:
+    return lambda cfg: cfg.task.name in names
+
+
 def _gradual(cfg: DictConfig) -> bool:
     return bool(cfg.method.sparsity_schedule != "constant")
 
@@ -112,6 +116,9 @@ _TABLES = (
     Rule("structure", ("block",), lambda cfg: cfg.structure.name == "block",
          "without structure=block"),
     Rule("trainer", ("patience",), lambda cfg: cfg.data.validation > 0, "with data.validation=0"),
+    Rule("trainer", ("label_smoothing", "mixup", "cutmix"), _task("classification", "profile"),
+         "without task=classification"),
+    Rule("task", ("options",), lambda cfg: cfg.task.name != "profile", "with this task"),
     Rule("data", ("args",), _own_data, "without a data._target_ of your own"),
     Rule("data", ("path",), lambda cfg: _own_data(cfg) or cfg.data.name == "hf", "without data=hf"),
     Rule("data", ("image_column", "label_column", "train_split", "test_split"),

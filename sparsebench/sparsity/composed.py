@@ -313,7 +313,7 @@ class Composed:
     ) -> dict[str, Tensor]:
         """Of each layer, flat positions of the units that an exchange drops, ascending."""
         assert self._drop
-        counts, pair = drop_counts(self.spec, present, fraction), (self._drop, self._also)
+        counts, pair = drop_counts(self.spec, present, fraction), (self._drop, self._also or None)
         return drop(self.spec, layers, present, pair, counts, self.structure)
 
     def _rewind(self, state: TrainState) -> None:
@@ -355,7 +355,7 @@ class Composed:
     def _wanted(self, state: TrainState, sparsity: float, scope: str) -> updates.Counts:
         """Number of units to keep: of each layer, or over all."""
         if scope == "global":
-            return round((1.0 - sparsity) * sum(self._counts(state, 0.0).values()))
+            return self.structure.together(self._counts(state, 0.0), sparsity)
         return self._counts(state, sparsity)
 
     def _counts(self, state: TrainState, sparsity: float) -> dict[str, int]:

@@ -162,7 +162,11 @@ class Masks:
 
     def dense(self, name: str) -> Tensor:
         """The weights with the values that absent ones have of their own; not to be written to."""
-        return self.reach.whole(name, self._hidden.get(name, self.parameters[name].detach()))
+        return self.reach.whole(name, self.awake(name))
+
+    def awake(self, name: str) -> Tensor:
+        """As :meth:`dense`, with 0 for weights out of reach (they sleep)."""
+        return self._hidden.get(name, self.parameters[name].detach())
 
     @torch.no_grad()
     def shown(self, name: str) -> Tensor:

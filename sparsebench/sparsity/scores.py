@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,12 +57,15 @@ class Layer:
 Score = Callable[[Layer], Tensor]
 
 
-def needs(*what: str) -> Callable[[Score], Score]:
-    """Declare what a score looks at beside the weights: names of observers (``registry``)."""
+Part = TypeVar("Part", bound=Callable[..., Any])
 
-    def declare(score: Score) -> Score:
-        score.needs = frozenset(what)  # type: ignore[attr-defined]  # functions take attributes
-        return score
+
+def needs(*what: str) -> Callable[[Part], Part]:
+    """Declare what a part looks at beside the weights: names of observers (``registry``)."""
+
+    def declare(part: Part) -> Part:
+        part.needs = frozenset(what)  # type: ignore[attr-defined]  # functions take attributes
+        return part
 
     return declare
 

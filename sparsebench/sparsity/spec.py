@@ -115,8 +115,6 @@ class MethodSpec:
     redistribute: str | None = one_of(None, registry.SHARES, "how growth is shared by layers")
     grown: str = one_of("zero", registry.GROWN, "values that new connections start from")
     grown_scale: float = number(1.0, "(0, inf)", "factor on the values of new connections")
-    grown: str = one_of("zero", registry.GROWN, "values that new connections start from")
-    grown_scale: float = number(1.0, "(0, inf)", "factor on the values of new connections")
     regrow: str = field(default="keep", metadata={"choices": ("keep", "zero", "never")})
     momentum: float = number(0.9, "[0, 1)", "decay of the momentum of dense gradients")
     when: str = field(default="after", metadata={"choices": ("after", "replace")})

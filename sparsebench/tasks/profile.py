@@ -75,7 +75,8 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     for stretch in prepared.stretches:
         forward = flops.forward(_densities(stretch, sizes))
         for dense, steps in ((True, stretch.dense_gradient_steps), (False, _sparse(stretch))):
-            training.add(forward, cfg.batch_size * steps, dense_gradient=dense)
+            parts = {n: flops.forward(d) for n, d in stretch.gradients.items()}
+            training.add(forward, cfg.batch_size * steps, dense_gradient=dense, **parts)
     forward = flops.forward(_densities(prepared.stretches[-1], sizes))
     everything = sum(p.numel() for p in prepared.model.parameters())
     weights, nonzeros = sum(sizes.values()), sum(last.values())

@@ -101,7 +101,8 @@ class Measure(Callback):
         self._step = trainer.global_step
         session = self.sparsify.session
         assert session is not None
-        self.training.add(self._forward, self.batch, dense_gradient=session.dense_gradient)
+        parts = {n: self.flops.forward(d) for n, d in session.gradient_densities.items()}
+        self.training.add(self._forward, self.batch, dense_gradient=session.dense_gradient, **parts)
         if session.masks.version != self._version:
             self._look()
 
