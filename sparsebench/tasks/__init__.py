@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 #: Names of all tasks, which are those of their modules.
-TASKS = ("classification", "profile", "feature_selection")
+TASKS = ("classification", "profile", "feature_selection", "recommend")
 
 
 def load(name: str) -> Any:
