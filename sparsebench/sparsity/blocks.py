@@ -160,6 +160,9 @@ class Channel(Groups):
     so that it is zero and can be removed; one that returns begins with scale 1.
     """
 
+    #: Whether the final network may be smaller than it was built.
+    removes_channels: ClassVar[bool] = True
+
     def __init__(self, spec: StructureSpec | None = None) -> None:
         """There are no options."""
         self.last = ""
@@ -189,6 +192,11 @@ class Channel(Groups):
         last = list(shapes)[-1]
         counts = super().counts(shapes, weights)
         return {name: shapes[name][0] if name == last else n for name, n in counts.items()}
+
+    def together(self, units: Mapping[str, int], sparsity: float) -> int:
+        """The share of the rows of all layers but the last, at least one each, and all of that."""
+        *hidden, last = units.values()
+        return max(len(hidden), round((1.0 - sparsity) * sum(hidden))) + last
 
     def number(self, shape: Shape) -> int:
         """One for each output."""

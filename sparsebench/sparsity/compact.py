@@ -13,7 +13,7 @@ exact (a linear layer, or a convolution without padding); else the channel stays
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -369,3 +369,39 @@ def load(model: nn.Module, file: Path) -> nn.Module:
             _resize(module)
     model.load_state_dict(state)
     return model
+
+
+def removes_channels(method: object) -> bool:
+    """Whether a method, or its structure, is one that leaves dead channels on purpose."""
+    parts = (method, getattr(method, "structure", None))
+    return any(getattr(part, "removes_channels", False) for part in parts)
+
+
+def keep_small(
+    model: nn.Module, folder: Path, flops: Callable[[nn.Module], float]
+) -> tuple[dict[str, float], list[str]]:
+    """Write the small network of a trained one into the run's folder, if it is any smaller.
+
+    Args:
+        model: the trained network, with zeros for absent weights.
+        folder: the run's folder.
+        flops: forward FLOPs of a network.
+
+    Returns:
+        Metrics of the small network, and notes; no metrics if no channel was dead.
+    """
+    try:
+        small = compact(model)
+    except UserError as error:
+        return {}, [str(error)]
+    if not small.removed:
+        return {}, small.notes
+    save(small, folder)
+    channels = sum(small.removed.values())
+    metrics = {
+        "size/compact_parameters": small.parameters,
+        "size/compact_channels_removed": channels,
+        "flops/inference_compact": flops(small.model),
+    }
+    note = f"{FILE}: the network without its {channels} dead channels, as small as it really is"
+    return metrics, [*small.notes, note]

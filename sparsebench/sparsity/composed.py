@@ -354,9 +354,8 @@ class Composed:
 
     def _wanted(self, state: TrainState, sparsity: float, scope: str) -> updates.Counts:
         """Number of units to keep: of each layer, or over all."""
-        if scope == "global":
-            return self.structure.together(self._counts(state, 0.0), sparsity)
-        return self._counts(state, sparsity)
+        units = self._counts(state, 0.0 if scope == "global" else sparsity)
+        return self.structure.together(units, sparsity) if scope == "global" else units
 
     def _counts(self, state: TrainState, sparsity: float) -> dict[str, int]:
         """Exact number of units of each layer at this sparsity."""

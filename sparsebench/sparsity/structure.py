@@ -74,6 +74,10 @@ class Unstructured:
         """Number of units of each layer, in forward order, from the weights they should keep."""
         return {name: self.count(shapes[name], kept) for name, kept in weights.items()}
 
+    def together(self, units: Mapping[str, int], sparsity: float) -> int:
+        """Number of units that all layers keep where they compete, from those of each layer."""
+        return round((1.0 - sparsity) * sum(units.values()))
+
     def settle(self, state: TrainState) -> None:
         """Weights or masks have changed: bring what else hangs on the pattern into line."""
 

@@ -33,12 +33,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sparsebench.errors import UserError
 from sparsebench.sparsity import updates
 from sparsebench.sparsity.compact import Chain, chains, columns_of, silence
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.masks import pack, unpack
 from sparsebench.sparsity.method import TrainState
-from sparsebench.sparsity.spec import duration, number
+from sparsebench.sparsity.spec import MethodSpec, duration, number
+from sparsebench.sparsity.structure import Unstructured
 from sparsebench.sparsity.time import Duration
 from sparsebench.sparsity.topk import count, positions
 
@@ -66,6 +68,19 @@ class Chase(Composed):
     Options: ClassVar[type] = Options
     #: Whether the final network may be smaller than it was built.
     removes_channels: ClassVar[bool] = True
+
+    def _check_parts(self, spec: MethodSpec) -> None:
+        super()._check_parts(spec)
+        if type(self.structure) is not Unstructured:
+            raise UserError(
+                f"method={spec.name}: it removes channels and single weights, and needs "
+                "structure=unstructured"
+            )
+        if not spec.drop or spec.storage != "zeroed" or spec.sparsity_schedule != "constant":
+            raise UserError(
+                f"method={spec.name}: it needs a method.drop, a method.grow, "
+                "method.storage=zeroed and method.sparsity_schedule=constant"
+            )
 
     def start(self, state: TrainState) -> None:
         """Random masks; and which channels can be removed at all."""

@@ -37,7 +37,8 @@ from sparsebench.errors import UserError
 from sparsebench.sparsity.compact import Chain, Silence, chains, columns_of
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.method import TrainState
-from sparsebench.sparsity.spec import number
+from sparsebench.sparsity.spec import MethodSpec, number
+from sparsebench.sparsity.structure import Unstructured
 from sparsebench.sparsity.topk import lowest_indices, positions
 
 Channels = dict[str, Tensor]  # by the name of the weight that makes them
@@ -62,6 +63,18 @@ class GroupChannels(Composed):
     Options: ClassVar[type] = Options
     #: Whether the final network may be smaller than it was built.
     removes_channels: ClassVar[bool] = True
+
+    def _check_parts(self, spec: MethodSpec) -> None:
+        super()._check_parts(spec)
+        if type(self.structure) is not Unstructured:
+            raise UserError(
+                f"method={spec.name}: it removes channels itself, and needs structure=unstructured"
+            )
+        if spec.drop or spec.storage != "zeroed" or spec.sparsity_schedule != "once":
+            raise UserError(
+                f"method={spec.name}: it removes channels once, at method.begin, and needs "
+                "method.sparsity_schedule=once, method.storage=zeroed and no method.drop"
+            )
 
     def start(self, state: TrainState) -> None:
         """Find the channels that can go.

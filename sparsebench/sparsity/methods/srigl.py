@@ -28,11 +28,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsebench.sparsity.blocks import best_of_rows, matrix
+from sparsebench.errors import UserError
+from sparsebench.sparsity.blocks import FanIn, best_of_rows, matrix
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.method import TrainState
 from sparsebench.sparsity.scores import Layer
-from sparsebench.sparsity.spec import number
+from sparsebench.sparsity.spec import MethodSpec, number
 from sparsebench.sparsity.topk import count, positions, topk_indices
 
 
@@ -54,6 +55,16 @@ class SRigL(Composed):
     Options: ClassVar[type] = Options
     #: Whether the final network may be smaller than it was built.
     removes_channels: ClassVar[bool] = True
+
+    def _check_parts(self, spec: MethodSpec) -> None:
+        super()._check_parts(spec)
+        if not isinstance(self.structure, FanIn):
+            raise UserError(f"method={spec.name}: it keeps a constant fan-in: structure=fan_in")
+        if not spec.drop or spec.storage != "zeroed":
+            raise UserError(
+                f"method={spec.name}: it needs a method.drop, a method.grow and "
+                f"method.storage=zeroed (method.drop={spec.drop} method.storage={spec.storage})"
+            )
 
     def update(self, state: TrainState) -> None:
         """Ablate, drop and grow in each layer."""
