@@ -28,7 +28,7 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
 }
 NETWORKS = {"mlp": tiny_mlp, "conv": tiny_conv, "channels_last": tiny_conv, "transformer": tiny_vit}
-RANDOM = {"random", "unexplored"}  # parts that draw numbers
+RANDOM = {"random", "unexplored", "group_to_group"}  # parts that draw numbers
 #: Share of the way from the first to the last sparsity, by progress through the window.
 CURVES = {
     "constant": lambda p: 1.0,
