@@ -43,11 +43,12 @@ class Window:
             Duration.parse(getattr(spec, k), f"method.{k}").steps(total_steps, steps_per_epoch)
             for k in ("begin", "end", "every")
         )
-        settled = spec.sparsity_end and Duration.parse(
-            spec.sparsity_end, "method.sparsity_end"
-        ).steps(total_steps, steps_per_epoch)
+        settled = None
+        if spec.sparsity_end is not None:
+            rest = Duration.parse(spec.sparsity_end, "method.sparsity_end")
+            settled = rest.steps(total_steps, steps_per_epoch)
         one_shot = spec.sparsity_schedule == "once"
-        window = cls(begin, end, every, one_shot, by_phases(spec), settled or None)
+        window = cls(begin, end, every, one_shot, by_phases(spec), settled)
         if updates(spec):
             _check(spec, window, total_steps)
         if spec.rewind != "none":
@@ -145,7 +146,8 @@ def _check(spec: MethodSpec, window: Window, total_steps: int) -> None:
         raise UserError(f"{said}: method.end lies after the {total_steps} steps of training")
     if window.end <= window.begin:
         raise UserError(f"{said}: method.end must come after method.begin")
-    if window.settled and not window.begin + window.every <= window.settled <= window.end:
+    first = window.begin + window.every
+    if window.settled is not None and not first <= window.settled <= window.end:
         raise bad_value(
             "method.sparsity_end",
             str(spec.sparsity_end),
