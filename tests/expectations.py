@@ -153,8 +153,11 @@ EXPECTATIONS |= {
 }
 
 
-#: Inputs of each layer of the tiny networks, where they are not 16.
-INPUTS = {"0.weight": 64, "1.weight": 64, "2.weight": 32, "3.weight": 32, "conv1.weight": 1}
+#: Inputs of the layers of the tiny networks, where they are not 16.
+INPUTS = {
+    "fc1.weight": 64, "fc2.weight": 32, "conv1.weight": 1, "conv2.weight": 8,
+    "patch_embed.proj.weight": 1, "blocks.0.mlp.fc2.weight": 32, "blocks.1.mlp.fc2.weight": 32,
+}  # fmt: skip
 FIFTHS = {"structure": {"name": "nm", "n": 1, "m": 5, "misfit": "pad"}}  # sparsity 0.8
 
 
@@ -162,7 +165,37 @@ def n_of_5(n: int, sizes: dict[str, int]) -> dict[str, int]:
     """N of every 5 inputs, the last group filled up with zeros (2104.08378)."""
 
     def kept(name: str, size: int) -> int:
-        inputs = inputs_of(name, size)
+        inputs = INPUTS.get(name, 16)
         return size // inputs * (inputs // 5 * n + min(n, inputs % 5))
 
     return {name: kept(name, size) for name, size in sizes.items()}
+
+
+def at_once(t: int, sizes: dict[str, int]) -> dict[str, int]:
+    """SR-STE (2102.04010) and BDWP (2309.13015): N:M from the first step on."""
+    return n_of_5(1, sizes)
+
+
+def asp(t: int, sizes: dict[str, int]) -> dict[str, int]:
+    """ASP (2104.08378), here in three rounds until half of training: density 0.2^(1/3) each."""
+    return n_of_5((5, 3, 2, 1)[min(t // EVERY, 3)], sizes)
+
+
+def mask_decay(t: int, sizes: dict[str, int]) -> dict[str, int]:
+    """MdGf (2402.04744): all weights take part until the decay is over, at 75 %."""
+    return n_of_5(5 if t < 9 else 1, sizes)
+
+
+def structure_decay(t: int, sizes: dict[str, int]) -> dict[str, int]:
+    """SdGf (2402.04744): 4:5, 2:5, 1:5 for three steps each, seen at every second step."""
+    return n_of_5((4, 4, 2, 1)[min(t // EVERY, 3)], sizes)
+
+
+EXPECTATIONS |= {
+    "sr_ste": Expectation(dials=FIFTHS, layers=at_once),
+    "ste_nm": Expectation(dials=FIFTHS, layers=at_once),
+    "bdwp": Expectation(dials=FIFTHS, layers=at_once),
+    "asp": Expectation(dials=FIFTHS, layers=asp, until=0.5),
+    "pgf_mask_decay": Expectation(dials=FIFTHS, layers=mask_decay),
+    "pgf_structure_decay": Expectation(dials=FIFTHS, layers=structure_decay),
+}

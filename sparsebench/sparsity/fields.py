@@ -27,7 +27,7 @@ def check_field(value: Any, key: str, rules: Mapping[str, Any]) -> None:
     if "names" in rules and "." not in str(value) and value not in rules["names"]:
         raise bad_value(key, value, words(rules), rules["names"])
     if "choices" in rules and value not in rules["choices"]:
-        raise bad_value(key, value, words(rules), rules["choices"])
+        raise bad_value(key, value, words(rules), map(str, rules["choices"]))
     if "least" in rules and not (
         type(value) is int and rules["least"] <= value <= rules.get("most", value)
     ):
@@ -79,7 +79,7 @@ def words(rules: Mapping[str, Any]) -> str:
     if "names" in rules:
         return f"one of {', '.join(rules['names'])}, or the import path of your own"
     if "choices" in rules:
-        return f"one of {', '.join(rules['choices'])}"
+        return f"one of {', '.join(map(str, rules['choices']))}"
     if "most" in rules:
         return f"a whole number from {rules['least']} to {rules['most']} is needed"
     if "least" in rules:

@@ -28,7 +28,7 @@ class Ema(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the first weights, or go on with a checkpoint's average."""
         if not self._average:
-            self._average = {n: p.detach().clone() for n, p in pl_module.named_parameters()}
+            self._average = {n: w.clone() for n, w in self._seen(pl_module).items()}
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -39,16 +39,26 @@ class Ema(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        weights = dict(pl_module.named_parameters())
+        weights = self._seen(pl_module)
         average = [self._average[n] for n in weights]
-        torch._foreach_lerp_(average, [p.detach() for p in weights.values()], 1.0 - self.decay)
-        self._mask(weights)
+        torch._foreach_lerp_(average, list(weights.values()), 1.0 - self.decay)
+        self._mask(pl_module)
 
-    def _mask(self, weights: dict[str, Any]) -> None:
+    def _seen(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """The weights as the forward pass sees them."""
+        assert self.sparsify.session is not None
+        masks = self.sparsify.session.masks
+        sparse = {id(p): name for name, p in masks.parameters.items()}
+        return {
+            name: masks.shown(sparse[id(p)]) if id(p) in sparse else p.detach()
+            for name, p in pl_module.named_parameters()
+        }
+
+    def _mask(self, pl_module: LightningModule) -> None:
         assert self.sparsify.session is not None
         masks = self.sparsify.session.masks
         factors = {id(p): masks.factor(n) for n, p in masks.parameters.items()}
-        for name, parameter in weights.items():
+        for name, parameter in pl_module.named_parameters():
             if id(parameter) in factors:
                 self._average[name].mul_(factors[id(parameter)])
 
