@@ -1,7 +1,7 @@
 """GraNet and MEST against calculations written anew from their authors' algorithms.
 
-GraNet: Shiweiliuiiiiiii/GraNet, CIFAR/sparselearning/core.py (``pruning``, ``truncate_weights``). It
-keeps one weight less than its count says (strictly above the threshold), which is allowed for
+GraNet: Shiweiliuiiiiiii/GraNet, CIFAR/sparselearning/core.py (``pruning``, ``truncate_weights``).
+It keeps one weight less than its count says (strictly above the threshold), which is allowed for
 here by a threshold one place lower. MEST: boone891214/MEST, prune_utils (``weight_pruning`` and
 ``weight_growing``, irregular sparsity).
 """

@@ -84,9 +84,10 @@ class Phases(Window):
         """Step in, and length of, the training it is of: the dense one, a member's, the rest."""
         if step < self.begin:
             return step, self.begin
-        if step >= self.last:
-            return step - self.last, max(total_steps - self.last, 1)
-        return (step - self.begin) % self.every, self.every
+        if step < self.last:
+            return (step - self.begin) % self.every, self.every
+        rest = total_steps - self.last
+        return (step - self.last, rest) if rest else (self.every, self.every)
 
 
 class Soup(Composed):
