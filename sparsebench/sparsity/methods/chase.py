@@ -148,7 +148,7 @@ class Chase(Composed):
 
     def channel_scores(self, state: TrainState, name: str) -> Tensor:
         """The score of each channel of a layer."""
-        weight = state.masks.parameters[name].abs().flatten(1)
+        weight = state.masks.parameters[name].detach().abs().flatten(1)
         umm: bool = self.options.score == "umm"
         present = state.masks[name].flatten(1).sum(1).clamp(min=1)
         return weight.mean(1) if umm else weight.sum(1) / present
