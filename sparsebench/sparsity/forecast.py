@@ -55,7 +55,8 @@ def forecast(
         if step > previous:
             sparsity = window.sparsity(spec, method.sparsity, previous) if method.sparsity else 0.0
             gradients = _gradients(method, shapes, window, previous)
-            dense = 0 if gradients else dense_gradient_steps(method, window, previous, step)
+            known = "weight_gradient" in gradients
+            dense = 0 if known else dense_gradient_steps(method, window, previous, step)
             present = one_way(counts(method, shapes, sparsity), present)
             yield Stretch(step - previous, present, dense, gradients)
         previous = step

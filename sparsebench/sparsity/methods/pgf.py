@@ -228,16 +228,20 @@ class StructureDecay(Progressive):
         assert spec.m is not None
         return Frames(**times, patterns=patterns(spec.n, spec.m, self.options.frames))
 
-    def _counts(self, state: TrainState, sparsity: float) -> dict[str, int]:
-        """In the pattern of the moment."""
-        assert isinstance(self._window, Frames)
-        pattern = self._window.pattern(state.step) or (1, 1)
-        self.structure = Framed(self.structure.spec, *pattern)
-        return super()._counts(state, sparsity)
+    def _place(self, state: TrainState, target: float) -> None:
+        self._follow(state)
+        super()._place(state, target)
 
     def update(self, state: TrainState) -> None:
         """Follow the frames."""
+        self._follow(state)
         self._retarget(state)
+
+    def _follow(self, state: TrainState) -> None:
+        """Take on the pattern of the moment; 1:1 is dense."""
+        assert isinstance(self._window, Frames)
+        pattern = self._window.pattern(state.step) or (1, 1)
+        self.structure = Framed(self.structure.spec, *pattern)
 
 
 class Framed(NM):
