@@ -178,6 +178,7 @@ FLIPS = {
     "table": same("+table=quick", why="read by the sweep that starts the run"),
     "sparsity": changes("0.5"),
     "seed": changes("1"),
+    "training_flops": changes("2.0"),
     "epochs": changes("3"),
     "batch_size": changes("32"),
     "runs": same("{tmp}/other", why="where results are kept"),
