@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.sparsity.optimizer_state import state_tensors
+from sparsebench.sparsity.topk import count
 
 
 class Reach:
@@ -32,29 +33,35 @@ class Reach:
     def set(
         self,
         parameters: Mapping[str, nn.Parameter],
-        masks: Mapping[str, Tensor],
+        within: Mapping[str, Tensor],
         optimizers: Iterable[torch.optim.Optimizer],
     ) -> None:
         """Say anew, for all parameters, what is within reach; between two steps.
 
         Args:
             parameters: by name, with the values that absent weights have of their own.
-            masks: by name bool, of the parameter's shape: true within reach.
+            within: by name the flat positions within reach.
             optimizers: what they remember of weights beyond is forgotten.
         """
         optimizers = list(optimizers)
         for name, parameter in parameters.items():
             whole = self.whole(name, parameter.detach())
-            factor = masks[name].to(parameter.dtype)
-            self._asleep[name] = whole * (1.0 - factor)
-            self.factors[name] = factor
-            parameter.copy_(whole * factor)
+            flat = torch.zeros(whole.numel(), dtype=whole.dtype, device=whole.device)
+            flat.index_fill_(0, within[name], 1.0)
+            factor = self.factors[name] = torch.empty_like(whole).copy_(flat.view(whole.shape))
+            kept = whole * factor
+            self._asleep[name] = whole - kept
+            parameter.copy_(kept)
             for tensor in state_tensors(optimizers, parameter):
                 tensor.mul_(factor)
 
     def whole(self, name: str, awake: Tensor) -> Tensor:
         """The weights within reach, with those that sleep."""
         return awake + self._asleep[name] if name in self._asleep else awake
+
+    def densities(self) -> dict[str, float]:
+        """By name, the share that is within reach."""
+        return {n: count(f != 0) / f.numel() for n, f in self.factors.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by name."""

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsebench.errors import bad_value
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.masks import pack, unpack
 from sparsebench.sparsity.method import TrainState
@@ -80,6 +81,12 @@ class DeepR(Composed):
 
         l1: float = number(1e-5, "[0, inf)", "alpha: pull of active weights towards zero")
         noise: float = number(1e-5, "[0, inf)", "standard deviation of noise on the gradient")
+
+    def _check_parts(self, spec: MethodSpec) -> None:
+        super()._check_parts(spec)
+        if "sign" not in self.observers:
+            allowed = "this engine needs a score that knows the signs of places, such as aligned"
+            raise bad_value("method.drop", spec.drop, allowed)
 
     @torch.no_grad()
     def after_backward(self, state: TrainState) -> bool:

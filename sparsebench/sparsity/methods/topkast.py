@@ -34,7 +34,7 @@ from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.distributions import allocate
 from sparsebench.sparsity.method import Densities, TrainState
 from sparsebench.sparsity.spec import DistributionSpec, MethodSpec, StructureSpec, number
-from sparsebench.sparsity.topk import topk_mask
+from sparsebench.sparsity.topk import topk_indices
 from sparsebench.sparsity.window import Window
 
 
@@ -89,9 +89,11 @@ class TopKast(Composed):
         masks, shapes = state.masks, {n: p.shape for n, p in state.masks.parameters.items()}
         inner, outer = self._counts(state, self._target(state.step)), {}
         for name, kept in self._backward(shapes, self._window, state.step).items():
-            size = masks.dense(name).abs()
-            outer[name] = topk_mask(size, max(kept, inner[name]))
-            masks.set(name, topk_mask(size, inner[name]))
+            size = masks.dense(name).abs().reshape(-1)
+            outer[name] = topk_indices(size, max(kept, inner[name]))
+            largest = topk_indices(size.index_select(0, outer[name]), inner[name])
+            chosen = torch.zeros_like(size, dtype=torch.bool)
+            masks.set(name, chosen.index_fill_(0, outer[name].index_select(0, largest), True))
         masks.reach.set(masks.parameters, outer, state.optimizers)
         self._weigh(state)
 
@@ -99,10 +101,10 @@ class TopKast(Composed):
         """From the sets: the factors of the exploration loss, and what the backward costs."""
         masks = state.masks
         for name, reach in masks.reach.factors.items():
-            present, density = masks.factor(name), masks.densities[name]
-            self._pull[name] = self.options.strength * (present + (reach - present) / density)
-        within = {n: float(f.sum()) / f.numel() for n, f in masks.reach.factors.items()}
-        self._densities = {"weight_gradient": within}
+            weak = self.options.strength
+            strong = weak / masks.densities[name]
+            self._pull[name] = (reach * strong).add_(masks.factor(name), alpha=weak - strong)
+        self._densities = {"weight_gradient": masks.reach.densities()}
 
     @torch.no_grad()
     def after_backward(self, state: TrainState) -> bool:
