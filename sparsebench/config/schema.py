@@ -64,6 +64,7 @@ class ModelConfig:
     widen: float | None = number(None, "(0, 64]", "widening factor of a wide ResNet")
     stem: str | None = None
     dropout: float | None = number(None, "[0, 1)", "dropout probability")
+    ift: str | None = choice(None, "wide", "parallel", "factorized", "doped")
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -169,6 +170,9 @@ class Config:
     sparsity: float = number(0.9, "[0, 1)", "share of zeros over the selected weights")
     seed: int = count(0, 0, 2**63 - 1)
     epochs: int = count(50)
+    training_flops: float | None = number(
+        None, "(0, inf)", "train for as many FLOPs as this multiple of dense training's, not epochs"
+    )
     batch_size: int = count(128)
     runs: str = "runs"
     force: bool = False

@@ -14,12 +14,13 @@ from torch import nn
 from sparsebench.data.stratify import amount
 from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.composed import Composed
+from sparsebench.sparsity.cost import training_cost
 from sparsebench.sparsity.flops import LayerFlops, layer_flops, model_size_bytes
 from sparsebench.sparsity.forecast import Stretch, forecast
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.sparsity.time import Duration
-from sparsebench.sparsity.training_flops import TrainingFlops, rigl_closed_form
+from sparsebench.sparsity.training_flops import rigl_closed_form
 from sparsebench.tasks.build import build_method, container, network
 
 
@@ -71,12 +72,9 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     flops, last = prepared.flops, prepared.stretches[-1].nonzeros
     parameters = dict(prepared.model.named_parameters())
     sizes = {name: parameters[name].numel() for name in last}
-    training = TrainingFlops(prepared.dense_forward)
-    for stretch in prepared.stretches:
-        forward = flops.forward(_densities(stretch, sizes))
-        for dense, steps in ((True, stretch.dense_gradient_steps), (False, _sparse(stretch))):
-            parts = {n: flops.forward(d) for n, d in stretch.gradients.items()}
-            training.add(forward, cfg.batch_size * steps, dense_gradient=dense, **parts)
+    training = training_cost(
+        prepared.stretches, flops, sizes, prepared.dense_forward, cfg.batch_size
+    )
     forward = flops.forward(_densities(prepared.stretches[-1], sizes))
     everything = sum(p.numel() for p in prepared.model.parameters())
     weights, nonzeros = sum(sizes.values()), sum(last.values())
@@ -132,10 +130,6 @@ def _images(cfg: DictConfig) -> int:
 
 def _densities(stretch: Stretch, sizes: dict[str, int]) -> dict[str, float]:
     return {name: count / sizes[name] for name, count in stretch.nonzeros.items()}
-
-
-def _sparse(stretch: Stretch) -> int:
-    return stretch.steps - stretch.dense_gradient_steps
 
 
 def _notes(method: Composed) -> list[str]:

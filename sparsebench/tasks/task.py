@@ -18,14 +18,15 @@ from sparsebench import data
 from sparsebench.data import DataSets
 from sparsebench.data.loader import TrainLoader
 from sparsebench.models import probe
-from sparsebench.sparsity.composed import NoOptions
 from sparsebench.sparsity.compact import keep_small, removes_channels
+from sparsebench.sparsity.composed import NoOptions
 from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.fields import read_options
 from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
+from sparsebench.tasks.budget import budgeted
 from sparsebench.tasks.build import build_method, container, network, own_code
 from sparsebench.tasks.preflight import check_model, check_run
 from sparsebench.training.ranks import check_devices, ranks
@@ -125,8 +126,11 @@ class Task:
         weights = select(model, selector)
         check_model(cfg, model, method, weights, like, lambda net: self.refusal(net, like))
         sets = sets or self._load()
-        check_run(cfg, sets, model, method)
         flops = self.flops(model, self.shapes(sets.input_shape, sets.num_classes)[0], names=weights)
+        if cfg.training_flops:
+            dense = dense_forward or flops.total
+            self.cfg = cfg = budgeted(cfg, method, flops, weights, dense, len(sets.train))
+        check_run(cfg, sets, model, method)
         prepared = Prepared(
             task=self,
             data=sets,

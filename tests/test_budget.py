@@ -1,0 +1,46 @@
+"""Training of equal FLOPs: epochs follow from a budget, and what was spent is within an epoch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsebench.config.compose import compose
+from sparsebench.errors import UserError
+from sparsebench.run import run
+
+WORDS = [
+    "data=digits", "model=tiny_mlp", "data.subset=160", "batch_size=16", "plots=false",
+    "quiet=true", "trainer.accelerator=cpu", "method.every=2it", "epochs=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["dense", "static", "rigl", "gmp", "snfs", "sr_ste", "topkast"])
+@pytest.mark.parametrize("budget", [0.5, 1.0])
+def test_what_is_spent_is_the_budget_within_an_epoch(tmp_path, monkeypatch, method, budget):
+    monkeypatch.chdir(tmp_path)
+    if method == "dense":
+        words = []
+    else:
+        words = [] if method == "sr_ste" else ["sparsity=0.8"]
+    cfg = compose([*WORDS, *words, f"method={method}", f"training_flops={budget}"])
+    result = run(cfg)
+    spent, epochs = result["metrics"]["flops/training_relative"], result["metrics"]["epochs"]
+    assert spent * epochs <= budget * 4 + 1e-9
+    assert spent * (epochs + 1) > 0.9 * budget * 4  # GMP's next epoch would cost more than a mean
+    assert result["config"]["epochs"] == 4  # what was asked for
+
+
+def test_dense_training_has_its_own_length(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(compose([*WORDS, "method=dense", "training_flops=0.5"]))
+    assert result["metrics"]["epochs"] == 2
+    rows = Path(result["folder"]) if "folder" in result else next(Path("runs").iterdir())
+    assert json.loads((rows / "result.json").read_text())["metrics"]["epochs"] == 2
+
+
+def test_too_small_a_budget_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="training_flops=0.01: does not pay for one epoch"):
+        run(compose([*WORDS, "method=dense", "training_flops=0.01"]))
+    assert not Path("runs").exists()
