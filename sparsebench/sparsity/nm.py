@@ -82,11 +82,12 @@ class NM(Unstructured):
         if not misfits or (self.spec.misfit == "skip" and len(misfits) < len(shapes)):
             return
         name, shape = next(iter(misfits.items()))
-        every = "no weight fits, such as" if len(misfits) == len(shapes) else "the weight"
+        none = len(misfits) == len(shapes)
+        skip = "" if none else "skip leaves such layers dense, "
         raise UserError(
-            f"structure.m={self.m}: {every} '{name}' of shape {tuple(shape)}, whose {shape[1]} "
-            f"inputs do not divide by {self.m}; structure.misfit=skip leaves such layers dense, "
-            "pad fills them up with zeros"
+            f"structure.m={self.m}: {'no weight fits, such as' if none else 'the weight'} "
+            f"'{name}' of shape {tuple(shape)}, whose {shape[1]} inputs do not divide by {self.m}; "
+            f"structure.misfit={skip}pad fills them up with zeros"
         )
 
     def note(self, shapes: Mapping[str, Shape]) -> str | None:
