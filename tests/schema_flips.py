@@ -65,6 +65,7 @@ FLIPS = {
     "model.widen": changes("2", *WRN),
     "model.stem": changes("imagenet", "task=profile", "model=resnet18", "data=cifar10"),
     "model.dropout": changes("0.3", "model=mlp", "model.hidden=[20]"),
+    "model.ift": changes("wide"),
     "model.args": changes("+model.args.mlp_ratio=1.0", "task=profile", "model=vit", "data=cifar10"),
     "data.name": same("other", why=LABEL),
     "data._target_": changes("flipdata.grey", "allow=[flipdata]"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 from torch import nn
@@ -11,9 +14,23 @@ from sparsebench.errors import UserError, bad_value
 CIFAR_STEM_UP_TO = 64  # pixels; above it a model made for ImageNet keeps its own first layer
 
 
+_DOWN: ContextVar[bool] = ContextVar("rounded_down", default=False)
+
+
 def scaled(units: float, width: float) -> int:
     """Hidden units or channels at a width: rounded to the nearest (halves up), at least 1."""
-    return max(1, int(units * width + 0.5))
+    exact = units * width
+    return max(1, int(exact * (1.0 + 1e-12) if _DOWN.get() else exact + 0.5))
+
+
+@contextmanager
+def rounded_down() -> Iterator[None]:
+    """Models built within have their widths rounded down, so that none costs more than asked."""
+    token = _DOWN.set(True)
+    try:
+        yield
+    finally:
+        _DOWN.reset(token)
 
 
 def image_shape(

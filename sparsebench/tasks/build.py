@@ -15,6 +15,7 @@ from torch import nn
 from sparsebench import models
 from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError
+from sparsebench.models import ift
 from sparsebench.sparsity.build import build
 from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
@@ -94,7 +95,7 @@ def network(
     num_classes: int,
     flops: Callable[[nn.Module, tuple[int, ...]], LayerFlops] = layer_flops,
 ) -> tuple[nn.Module, float | None]:
-    """The model, from the run's seed; for a shrunk baseline, as narrow as ``sparsity`` asks.
+    """The model, from the run's seed, narrower or transformed where the config says so.
 
     Args:
         cfg: the whole config.
@@ -103,7 +104,11 @@ def network(
         flops: counts a model on samples of that shape.
 
     Returns:
-        The model, and the forward FLOPs of the full-width one if this is narrower.
+        The model, and the forward FLOPs of what it is compared with, if that is another: the
+        full-width network of a shrunk baseline, or the one that was transformed (``model.ift``).
+
+    Raises:
+        UserError: model, width or transformation do not fit.
     """
     config, selector = container(cfg.model), SelectorSpec(**container(cfg.selector))
 
@@ -119,11 +124,17 @@ def network(
         return sum(p.numel() for p in select(model, selector).values())
 
     torch.manual_seed(cfg.seed)
-    if not cfg.method.get("shrink"):
+    transformation = ift.of(config, cfg.method)
+    if not transformation and not cfg.method.get("shrink"):
         return at(None), None
     with torch.device("meta"):
         full = at(None)
+    dense = float(flops(full, input_shape).total)
+    torch.manual_seed(cfg.seed)
+    if transformation:
+        width = config["args"].get("width", config["width"])
+        return ift.transformed(transformation, at, cfg.sparsity, selector, width), dense
     target = round((1.0 - cfg.sparsity) * weights(full))
     width = models.matched_width(at, target, weights)
     torch.manual_seed(cfg.seed)
-    return at(width), float(flops(full, input_shape).total)
+    return at(width), dense

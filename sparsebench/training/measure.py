@@ -102,6 +102,8 @@ class Measure(Callback):
         session = self.sparsify.session
         assert session is not None
         parts = {n: self.flops.forward(d) for n, d in session.gradient_densities.items()}
+        if session.dense_gradient:  # of the network that is trained, which may be a larger one
+            parts.setdefault("weight_gradient", self.flops.total)
         self.training.add(self._forward, self.batch, dense_gradient=session.dense_gradient, **parts)
         if session.masks.version != self._version:
             self._look()
