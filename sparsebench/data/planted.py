@@ -34,6 +34,9 @@ class Planted:
 def planted(config: Mapping[str, Any]) -> Source:
     """Samples of scikit-learn's ``make_classification``, its columns in a random order.
 
+    Each column is brought to a deviation of its own, uniform in [1, 10), as its scale would
+    otherwise tell whether it is noise.
+
     Args:
         config: the group ``data``; its ``args`` are those of :class:`Planted`.
 
@@ -67,7 +70,9 @@ def planted(config: Mapping[str, Any]) -> Source:
     stream = torch.Generator().manual_seed(plan.seed)
     columns = torch.randperm(plan.features, generator=stream)
     rows = torch.randperm(len(x), generator=stream)
-    samples = torch.from_numpy(x).float()[rows][:, columns]
+    scales = 1.0 + 9.0 * torch.rand(plan.features, generator=stream, dtype=torch.float64)
+    scaled = torch.from_numpy(x / x.std(0).clip(1e-12)) * scales
+    samples = scaled.float()[rows][:, columns]
     labels = torch.from_numpy(y)[rows]
     pair = [(samples[s], labels[s]) for s in (slice(plan.train), slice(plan.train, None))]
     return replace(of_arrays(pair, options, "data"), facts={"relevant": columns < carriers})
