@@ -28,7 +28,7 @@ from sparsebench.sparsity.updates import Counts
 from sparsebench.sparsity.wiring import END, Wire, fed, needed, wiring
 
 _WALKS = 512  # made at a time
-_STALLED = 0.01  # share of visits that must be new
+_STALLED = 0.1  # share of visits that must be new
 Visit = tuple[Tensor, Tensor]  # numbers of walks, and the weight each visits, counted over all
 
 
