@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sparsebench.library import method
 from sparsebench.training.sparsify import Sparsify
 
-METHODS = ("rigl", "set", "snfs", "gmp")
+METHODS = ("rigl", "set", "snfs", "gmp", "gmp_frozen", "dpf", "movement", "str")
 BATCH, BATCHES, EPOCHS = 16, 4, 3
 
 

@@ -94,7 +94,10 @@ class LearnedThresholds(Composed):
         if self.sparsity == 0.0:
             return
         weights = state.masks.parameters
-        starts = {n: torch.full((), float(self.options.init), device=p.device) for n, p in weights.items()}
+        starts = {
+            n: torch.full((), float(self.options.init), device=p.device, dtype=p.dtype)
+            for n, p in weights.items()
+        }
         self._s = Learned(starts, lambda values: self._trainer(state, values))
         state.masks.show = lambda name, dense, factor: soft_threshold(dense, self._s[name])
         if not state.resuming:
