@@ -101,6 +101,9 @@ def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
         assert metrics["nonzeros"] == metrics["weights"] == WEIGHTS
     elif name == "small_dense":
         assert metrics["nonzeros"] == metrics["weights"] <= WEIGHTS / 4
+    elif name in ("str", "movement_soft"):  # how sparse they get is found, not set
+        assert metrics["nonzeros"] <= metrics["weights"] == WEIGHTS
+        return
     else:
         assert metrics["weights"] == WEIGHTS
         assert metrics["nonzeros"] == WEIGHTS / 4
