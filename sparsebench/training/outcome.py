@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebench.sparsity.flops import model_size_bytes
 from sparsebench.sparsity.masks import Masks
 from sparsebench.training.trainer import Fitted
 
@@ -27,6 +28,7 @@ def outcome(fitted: Fitted, test: dict[str, float], parameters: int) -> dict[str
     topology = measure.topology()
     training = measure.training
     absent = sum(masks.sizes.values()) - sum(masks.nonzeros.values())
+    dense = parameters - sum(masks.sizes.values())
     validation = measure.rows[-1] if measure.rows else {}
     metrics = {
         **{f"test/{name}": value for name, value in test.items()},
@@ -37,6 +39,7 @@ def outcome(fitted: Fitted, test: dict[str, float], parameters: int) -> dict[str
         "weights": sum(masks.sizes.values()),
         "sparsity_all": absent / parameters,
         **topology,
+        "size/bytes": model_size_bytes(masks.sizes, masks.nonzeros, dense_values=dense),
         "flops/inference_dense": training.dense_forward,
         "flops/inference_relative": topology["flops/inference"] / training.dense_forward,
         "flops/training": training.total,

@@ -104,7 +104,7 @@ class Mest(Composed):
             why = "has no effect with method.options.surplus, which says how much moves"
             raise bad_value("method.drop_fraction", spec.drop_fraction, why)
         if surplus:
-            self._prune = self._drop  # what would go is what the newcomers are judged with
+            self._prune = self._drop or self._prune  # what drops is what judges the newcomers
 
     def window(self, total_steps: int, steps_per_epoch: int) -> Window:
         """With the surplus in the sparsity of each time."""
