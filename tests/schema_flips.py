@@ -136,6 +136,8 @@ FLIPS = {
     "structure.name": refused("blocks"),
     "structure.n": refused("2"),
     "structure.m": refused("4"),
+    "structure.block": changes("[8,8]", "structure=block"),
+    "structure.misfit": changes("skip", "structure=block"),
     "selector.name": same("other", why=LABEL),
     "selector.kinds": changes("[linear]", "model=tiny_conv"),
     "selector.include": changes("[fc1*]"),

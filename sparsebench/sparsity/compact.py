@@ -68,23 +68,20 @@ class Chain:
         """For each channel, what the reader sees of it if all its weights are zero (eval mode)."""
         layer: Any = model.get_submodule(self.layer)
         zero = layer.weight.new_zeros(layer.weight.shape[0])
-        value: Tensor = zero if layer.bias is None else layer.bias.detach().clone()
+        value: Any = zero if layer.bias is None else layer.bias.detach().clone()
         for step in self.steps:
             if callable(step):
                 value = step(value)
                 continue
-            module = model.get_submodule(step)
+            module: Any = model.get_submodule(step)
             if isinstance(module, NORMS):
-                assert module.running_mean is not None
-                assert module.running_var is not None
                 value = F.batch_norm(
                     value[None], module.running_mean, module.running_var, module.weight,
                     module.bias, eps=module.eps,
                 )[0]  # fmt: skip
             else:
                 value = module(value)
-        detached: Tensor = value.detach()
-        return detached
+        return torch.as_tensor(value.detach())
 
 
 def chains(model: nn.Module) -> dict[str, Chain]:
@@ -116,14 +113,14 @@ def _plain(module: nn.Module) -> bool:
 def _follow(node: fx.Node, modules: Mapping[str, nn.Module]) -> Chain | None:
     """The way of a layer's channels to their only reader; none if they meet others."""
     layer, norm, steps = str(node.target), None, list[Any]()
-    channels = _outputs(modules[layer])
+    channels = _sizes(modules[layer])[0]
     while len(node.users) == 1:
         node = next(iter(node.users))
         if node.op == "call_module":
             name = str(node.target)
             module = modules[name]
             if _plain(module):
-                columns, rest = divmod(_inputs(module), channels)
+                columns, rest = divmod(_sizes(module)[1], channels)
                 return None if rest else Chain(layer, name, columns, norm, tuple(steps))
             if isinstance(module, NORMS) and norm is None and module.num_features == channels:
                 norm = name
@@ -139,12 +136,8 @@ def _follow(node: fx.Node, modules: Mapping[str, nn.Module]) -> Chain | None:
     return None
 
 
-def _outputs(module: Any) -> int:
-    return int(module.weight.shape[0])
-
-
-def _inputs(module: Any) -> int:
-    return int(module.weight.shape[1])
+def _sizes(module: Any) -> tuple[int, int]:
+    return module.weight.shape[0], module.weight.shape[1]
 
 
 # --- dead channels ---------------------------------------------------------------------------
@@ -331,8 +324,7 @@ def _resize(module: Any) -> None:
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, NORMS):
-        assert module.running_mean is not None
-        module.num_features = module.running_mean.numel()
+        module.num_features = len(module.state_dict()["running_mean"])
     else:
         module.out_channels, module.in_channels = module.weight.shape[:2]
 

@@ -360,7 +360,7 @@ class Composed:
     def _counts(self, state: TrainState, sparsity: float) -> dict[str, int]:
         """Exact number of units of each layer at this sparsity."""
         shapes = {name: p.shape for name, p in state.masks.parameters.items()}
-        return self.structure.counts(shapes, self._weights(state, sparsity))
+        return dict(self.structure.counts(shapes, self._weights(state, sparsity)))
 
     def _weights(self, state: TrainState, sparsity: float) -> dict[str, int]:
         """Weights that each layer may keep at this sparsity, whatever the structure."""
