@@ -54,6 +54,7 @@ def speed(value, *context):
 LABEL = "a label: part of the run's name, as several configs may share all else"
 FLIPS = {
     "task.name": changes("profile", "data.subset=null"),
+    "task.options": changes("+task.options.dead_neurons=true"),
     "model.name": same("other", why=LABEL + "; timm and torchvision look the model up by it"),
     "model._target_": changes("sparsebench.models.tiny.tiny_conv"),
     "model.width": changes("0.5"),

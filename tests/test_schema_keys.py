@@ -48,6 +48,8 @@ IDLE = [
     ("distribution.compat=liu", "distribution=erk"),
     ("structure.n=2", "structure=unstructured"),
     ("trainer.patience=1", "data.validation=0"),
+    ("trainer.label_smoothing=0.1", "task=feature_selection"),
+    ("+task.options.k=3", "task=profile"),
     ("data.path=x", "data=digits"),
     ("data.label_column=x", "data=mnist1d"),
     ("+data.args.x=1", "data=digits"),
