@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from sparsebench.config.identity import run_folder
 from sparsebench.result import NAME
 
-SHOWN = ("test/accuracy", "nonzeros", "sparsity", "flops/inference_relative",
+SHOWN = ("test/accuracy", "test/precision", "test/recall", "test/ndcg",
+         "nonzeros", "sparsity", "flops/inference_relative",
          "flops/training_relative", "seconds/training")  # fmt: skip
 
 
