@@ -16,6 +16,18 @@ PUBLISHED = [
     ("one_shot", "after", "dense", "only pruned", "unstructured", "never"),
     ("imp", "after", "dense", "only pruned", "unstructured", "never"),
     ("snip", "before", "sparse", "static", "unstructured", "once"),
+    ("synflow", "before", "sparse", "static", "unstructured", "never"),
+    ("random_search", "before", "sparse", "static", "unstructured", "never"),
+    ("g2g_static", "before", "sparse", "static", "unstructured", "never"),
+    ("soup", "after", "dense", "only pruned", "unstructured", "never"),
+    ("acdc", "during", "dense", "dynamic", "unstructured", "never"),
+    ("granet", "during", "sparse", "dynamic", "unstructured", "at updates"),
+    ("granet_dense", "during", "dense", "dynamic", "unstructured", "at updates"),
+    ("mest_ems", "during", "sparse", "dynamic", "unstructured", "never"),
+    ("dpf", "during", "dense weights kept", "dynamic", "unstructured", "each step"),
+    ("sr_ste", "during", "dense weights kept", "dynamic", "2:4", "each step"),
+    ("srigl", "during", "sparse", "dynamic", "constant fan-in", "at updates"),
+    ("cht", "during", "sparse", "dynamic", "unstructured", "never"),
 ]
 
 

@@ -11,7 +11,10 @@ from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.scores import needs_of
 from sparsebench.sparsity.spec import StructureSpec
-from sparsebench.sparsity.window import updates
+from sparsebench.sparsity.window import by_phases
+
+#: Observers without a gradient at the first step.
+FREE = frozenset({"explored", "initial", "sign", "change", "temperature", "correlation", "flow"})
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ def _derived(method: Composed) -> dict[str, str]:
             "when": "never", "start": "dense", "masks": "none", "pattern": size,
             "dense_gradient": "each step",
         }  # fmt: skip
-    moves, lives = updates(spec), spec.storage != "zeroed"
-    grows = spec.drop is not None or lives
+    lives = spec.storage != "zeroed"
+    grows = lives or spec.drop is not None or by_phases(spec)
+    moves = grows or spec.sparsity_schedule != "constant"
     return {
         "when": _when(method, moves),
         "start": _start(method, lives),
@@ -88,7 +92,8 @@ def _pattern(structure: StructureSpec) -> str:
     block = getattr(structure, "block", None)
     if structure.name == "block" and block:
         return f"blocks of {' x '.join(map(str, block))}"
-    return structure.name.replace("_", " ")
+    name: str = getattr(structure.name, "__name__", structure.name)  # or a class of one's own
+    return {"fan_in": "constant fan-in"}.get(name, name.replace("_", " "))
 
 
 def _dense_gradient(method: Composed, lives: bool) -> str:
@@ -97,6 +102,4 @@ def _dense_gradient(method: Composed, lives: bool) -> str:
         return "each step"
     if "update" in when:
         return "at updates"
-    initial = needs_of(method.first)
-    once = {method.observers[name].dense_gradient for name in initial} - {"never"}
-    return "once" if once else "never"
+    return "once" if needs_of(method.first) - FREE else "never"

@@ -13,115 +13,88 @@ from sparsebench.errors import bad_value
 
 _HERE = "sparsebench.sparsity."
 
+
+def _in(module: str, *names: str, **others: str) -> dict[str, str]:
+    """Parts of a module: those called by their own name, and those by another."""
+    own = {name: f"{_HERE}{module}.{name}" for name in names}
+    return own | {name: f"{_HERE}{module}.{attribute}" for name, attribute in others.items()}
+
+
 #: What is worth keeping: ``score(layer) -> tensor``, higher is better.
 SCORES = {
-    "magnitude": _HERE + "scores.magnitude",
-    "gradient": _HERE + "scores.gradient",
-    "saliency": _HERE + "scores.saliency",
-    "momentum": _HERE + "scores.momentum",
-    "random": _HERE + "scores.random",
-    "signwise": _HERE + "signs.signwise",
-    "aligned": _HERE + "signs.aligned",
+    **_in("scores", "magnitude", "gradient", "saliency", "momentum", "random"),
+    **_in("saliency", "grasp", "grasp_abs", "synflow"),
+    **_in("signs", "signwise", "aligned"),
+    **_in("still", "still"),
+    **_in("accumulated", "accumulated"),
+    **_in("hebbian", "hebbian"),
+    **_in("cannistraci", "ch3_l3", "ch2_l3", "ch3_l3n", "ch2_l3n", "ch3_l3_soft", "ch3_l3n_soft"),
+    **_in("cannistraci", "relative_importance", "magnitude_soft"),
+    **_in("methods.movement", "movement"),
+    **_in("methods.mest", mest="importance"),
 }
-SCORES |= {
-    name: _HERE + "cannistraci." + name
-    for name in (
-        "ch3_l3", "ch2_l3", "ch3_l3n", "ch2_l3n", "ch3_l3_soft", "ch3_l3n_soft",
-        "relative_importance", "magnitude_soft",
-    )
-}  # fmt: skip
-SCORES["hebbian"] = _HERE + "hebbian.hebbian"
-SCORES |= {name: _HERE + "saliency." + name for name in ("grasp", "grasp_abs", "synflow")}
-SCORES["movement"] = _HERE + "methods.movement.movement"
-SCORES |= {"still": _HERE + "still.still", "mest": _HERE + "methods.mest.importance"}
-SCORES["accumulated"] = _HERE + "accumulated.accumulated"
 #: How new connections are found: any score (the highest are grown), or a sampler.
-GROWERS = {**SCORES, "unexplored": _HERE + "scores.unexplored"}
-INITIAL = {"dense": "", **SCORES}
-INITIAL["phew"] = _HERE + "methods.phew.phew"
-INITIAL["small_world"] = _HERE + "cannistraci.small_world"
-INITIAL["group_to_group"] = _HERE + "methods.g2gnet.group_to_group"
-#: What new connections start from: ``values(layer, positions) -> tensor``.
-GROWN = {
-    "zero": "",
-    **{
-        name: _HERE + "grown." + name
-        for name in ("initial", "normal", "uniform", "gradient", "gradient_sign")
-    },
+GROWERS = {**SCORES, **_in("scores", "unexplored")}
+#: The masks of the first step: by a score, or laid out by a placer.
+INITIAL = {
+    "dense": "",
+    **SCORES,
+    **_in("methods.phew", "phew"),
+    **_in("cannistraci", "small_world"),
+    **_in("methods.g2gnet", "group_to_group"),
 }
-DISTRIBUTIONS = {
-    name: _HERE + "distributions." + name
-    for name in (
-        "uniform", "strict_uniform", "uniform_plus", "er", "erk", "erk_plus", "balanced",
-    )
-}  # fmt: skip
+#: What new connections start from: ``values(layer, positions) -> tensor``.
+GROWN = {"zero": "", **_in("grown", "initial", "normal", "uniform", "gradient", "gradient_sign")}
+DISTRIBUTIONS = _in(
+    "distributions",
+    "uniform", "strict_uniform", "uniform_plus", "er", "erk", "erk_plus", "balanced",
+)  # fmt: skip
 #: What scores look at beyond the weights, and who gathers it.
 OBSERVERS = {
-    "gradient": _HERE + "observers.Gradient",
-    "momentum": _HERE + "observers.Momentum",
-    "explored": _HERE + "observers.Explored",
-    "initial": _HERE + "grown.Initial",
-    "sign": _HERE + "methods.deepr.Sign",
-    "change": _HERE + "still.Change",
-    "weighted_gradient": _HERE + "methods.mest.WeightedGradient",
-    "hessian_gradient": _HERE + "saliency.HessianGradient",
-    "flow": _HERE + "saliency.Flow",
-    "movement": _HERE + "methods.movement.Movement",
-    "temperature": _HERE + "cannistraci.Temperature",
-    "correlation": _HERE + "hebbian.Correlation",
+    **_in("observers", gradient="Gradient", momentum="Momentum", explored="Explored"),
+    **_in("saliency", hessian_gradient="HessianGradient", flow="Flow"),
+    **_in("grown", initial="Initial"),
+    **_in("still", change="Change"),
+    **_in("accumulated", accumulated="Accumulated"),
+    **_in("hebbian", correlation="Correlation"),
+    **_in("cannistraci", temperature="Temperature"),
+    **_in("methods.deepr", sign="Sign"),
+    **_in("methods.movement", movement="Movement"),
+    **_in("methods.mest", weighted_gradient="WeightedGradient"),
 }
-OBSERVERS["accumulated"] = _HERE + "accumulated.Accumulated"
 #: Methods that are more than a combination of parts: classes built on ``Composed``.
-ENGINES = {"composed": _HERE + "composed.Composed"}
-ENGINES |= {
-    "deepr": _HERE + "methods.deepr.DeepR",
-    "dsr": _HERE + "methods.dsr.DSR",
-    "topkast": _HERE + "methods.topkast.TopKast",
+ENGINES = {
+    **_in("composed", composed="Composed"),
+    **_in("methods.random_search", random_search="RandomSearch"),
+    **_in("methods.soup", soup="Soup"),
+    **_in("methods.movement", movement="HardMovement", movement_soft="SoftMovement"),
+    **_in("methods.str_", str="LearnedThresholds"),
+    **_in("methods.acdc", acdc="Phases"),
+    **_in("methods.deepr", deepr="DeepR"),
+    **_in("methods.dsr", dsr="DSR"),
+    **_in("methods.topkast", topkast="TopKast"),
+    **_in("methods.mest", mest="Mest"),
+    **_in("methods.g2gnet", g2gnet="G2GNet"),
+    **_in("methods.srigl", srigl="SRigL"),
+    **_in("methods.chase", chase="Chase"),
+    **_in("methods.group_channels", group_channels="GroupChannels"),
+    **_in("methods.pgf", mask_decay="MaskDecay", structure_decay="StructureDecay"),
+    **_in("methods.bdwp", bdwp="Bdwp"),
 }
-ENGINES |= {"mest": _HERE + "methods.mest.Mest", "soup": _HERE + "methods.soup.Soup"}
-ENGINES |= {
-    "srigl": _HERE + "methods.srigl.SRigL",
-    "chase": _HERE + "methods.chase.Chase",
-    "group_channels": _HERE + "methods.group_channels.GroupChannels",
-}
-ENGINES |= {
-    "mask_decay": _HERE + "methods.pgf.MaskDecay",
-    "structure_decay": _HERE + "methods.pgf.StructureDecay",
-    "bdwp": _HERE + "methods.bdwp.Bdwp",
-}
-ENGINES["g2gnet"] = _HERE + "methods.g2gnet.G2GNet"
-ENGINES["random_search"] = _HERE + "methods.random_search.RandomSearch"
-ENGINES |= {
-    "movement": _HERE + "methods.movement.HardMovement",
-    "movement_soft": _HERE + "methods.movement.SoftMovement",
-    "str": _HERE + "methods.str_.LearnedThresholds",
-    "acdc": _HERE + "methods.acdc.Phases",
-}
+#: Which patterns of zeros are allowed.
 STRUCTURES = {
-    "unstructured": _HERE + "structure.Unstructured",
-    "block": _HERE + "blocks.Block",
-    "fan_in": _HERE + "blocks.FanIn",
-    "channel": _HERE + "blocks.Channel",
-    "nm": _HERE + "nm.NM",
+    **_in("structure", unstructured="Unstructured"),
+    **_in("blocks", block="Block", fan_in="FanIn", channel="Channel"),
+    **_in("nm", nm="NM"),
 }
-SPARSITY_SCHEDULES = {
-    name: _HERE + "schedules." + name
-    for name in (
-        "constant",
-        "cubic",
-        "linear",
-        "geometric",
-        "once",
-        "alternating",
-    )
-}
-DROP_SCHEDULES = {
-    "cosine": _HERE + "schedules.cosine_decay",
-    "constant": _HERE + "schedules.constant_decay",
-    "linear": _HERE + "schedules.linear_decay",
-    "staged": _HERE + "schedules.staged_decay",
-}
-SHARES = {"momentum": _HERE + "scores.momentum_share", "survivors": _HERE + "scores.survivor_share"}
+SPARSITY_SCHEDULES = _in(
+    "schedules", "constant", "cubic", "linear", "geometric", "once", "alternating"
+)
+DROP_SCHEDULES = _in(
+    "schedules",
+    cosine="cosine_decay", constant="constant_decay", linear="linear_decay", staged="staged_decay",
+)  # fmt: skip
+SHARES = _in("scores", momentum="momentum_share", survivors="survivor_share")
 
 
 def find(part: str | Callable[..., Any], names: Mapping[str, str], key: str) -> Callable[..., Any]:

@@ -5,9 +5,9 @@ Sources: AP, "Activate-while-Pruning" (Liu et al., arXiv 2212.06145) and its cod
 60lNoatp7u). A neuron whose ReLU is 0 for all data gets no gradient, so its incoming weights stay
 where they are, and large negative ones keep it dead. Both methods look at the negative weights with
 the least change ``|w_now - w_then|`` since the masks last changed, and remove some of them in place
-of as many that the pruner would have taken: ``method.also=still``, with ``also_share`` as their part
-of what goes. With a pruner such as IMP that is AP (``w_then``: the weights at the beginning of the
-round, after rewinding); in the drop half of dynamic sparse training it is NeurRev.
+of as many that the pruner would have taken: ``method.also=still``, with ``also_share`` as their
+part of what goes. With a pruner such as IMP that is AP (``w_then``: the weights at the beginning of
+the round, after rewinding); in the drop half of dynamic sparse training it is NeurRev.
 
 Where this differs on purpose: counts are exact (AP's code removes one weight more, and all at the
 threshold); only selected weights are looked at (the code takes all parameters named ``weight``, BN

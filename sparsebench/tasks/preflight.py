@@ -75,7 +75,9 @@ def check_model(
     if isinstance(method, Composed):
         shapes = {name: parameter.shape for name, parameter in weights.items()}
         if method.sparsity > 0.0:
-            method.structure.check({n: tuple(shape) for n, shape in shapes.items()}, method.sparsity)
+            method.structure.check(
+                {n: tuple(shape) for n, shape in shapes.items()}, method.sparsity
+            )
         if method.spec.scope == "layer" or method.spec.sparsity_schedule == "constant":
             counts(method, shapes, method.sparsity)
     if str(cfg.model["_target_"]).startswith("sparsebench."):

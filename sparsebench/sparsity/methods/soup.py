@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,7 @@ class Phases(Window):
 class Soup(Composed):
     """Prunes in phases, each of which trains copies from one point and combines them."""
 
+    kind: ClassVar[dict[str, str]] = {"when": "after"}
     Options = Options
 
     def __init__(self, spec: MethodSpec, *args: Any) -> None:
