@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 TESTS ?= tests
+# tables of one paper's claims each, a target each
+PAPERS := g2gnet dsl dynst ten_lessons sparse_ift ftwt soups bdwp group_channels pgf gmp ap \
+  quickselection random_search dynamics tiny_transformer
 
 # of a table: SCALE=quick|paper SEEDS=5 LAUNCHER=slurm WHERE='method in [set, rigl]' PLAN=true
 table = $(BIN)/sparsebench -m +table=$(1) $(if $(SCALE),table.scale=$(SCALE)) \
   $(if $(SEEDS),table.seeds=$(SEEDS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) \
   $(if $(WHERE),"table.where=$(WHERE)") $(if $(PLAN),table.plan=$(PLAN))
 
-.PHONY: help setup quick flops mnist1d cifar random_pruning imagenet test test-browser test-chaos \
-  test-slurm lint format bench status clean
+.PHONY: help setup quick flops mnist1d cifar random_pruning imagenet methods papers $(PAPERS) docs test \
+  test-browser test-chaos test-slurm lint format bench status clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -42,6 +45,18 @@ cifar: $(SETUP)  ## sparse training on CIFAR-10 (SCALE, SEEDS, LAUNCHER, WHERE, 
 random_pruning: $(SETUP)  ## does the gap to random pruning close as networks grow?
 	$(call table,random_pruning)
 
+methods: $(SETUP)  ## every method on one recipe; those people compare with at equal epochs and FLOPs
+	$(call table,methods)
+	$(call table,methods_patterns)
+	$(call table,methods_cifar)
+	$(call table,methods_flops)
+
+papers: $(SETUP) $(PAPERS) random_pruning  ## a table of claims for each paper, verdicts in results/PAPERS.md
+	$(BIN)/python scripts/papers.py
+
+$(PAPERS): $(SETUP)
+	$(call table,$@)
+
 imagenet: $(SETUP)  ## ResNet-50 on ImageNet: GPU-months, PLAN=true says how many
 	$(call table,imagenet)
 
@@ -56,6 +71,9 @@ test-chaos: $(SETUP)  ## sweeps killed again and again end with the same table
 
 test-slurm: $(SETUP)  ## sweeps on a real SLURM; as root starts one (apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest tests/slurm
+
+docs: $(SETUP)  ## the reference, drawn from the code, in site/
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(SETUP)  ## ruff and mypy
 	$(BIN)/ruff check sparsebench tests scripts
