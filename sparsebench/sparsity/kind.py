@@ -14,7 +14,9 @@ from sparsebench.sparsity.spec import StructureSpec
 from sparsebench.sparsity.window import by_phases
 
 #: Observers without a gradient at the first step.
-FREE = frozenset({"explored", "initial", "sign", "change", "temperature", "correlation", "flow"})
+FREE = frozenset(
+    {"explored", "initial", "sign", "change", "temperature", "correlation", "flow", "signal"}
+)
 
 
 @dataclass(frozen=True)
