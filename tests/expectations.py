@@ -199,3 +199,6 @@ EXPECTATIONS |= {
     "pgf_mask_decay": Expectation(dials=FIFTHS, layers=mask_decay),
     "pgf_structure_decay": Expectation(dials=FIFTHS, layers=structure_decay),
 }
+
+# A revived sensor begins at a factor that was there at initialisation, and not at 0.
+EXPECTATIONS["dynst"] = Expectation(new_from_zero=False)

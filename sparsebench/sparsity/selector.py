@@ -9,12 +9,14 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from sparsebench.errors import UserError, bad_value
+from sparsebench.sparsity.sensors import Sensors
 from sparsebench.sparsity.spec import SelectorSpec
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     "embedding": (nn.Embedding,),
+    "sensor": (Sensors,),
 }
 
 
