@@ -10,7 +10,14 @@ import importlib
 from typing import Any
 
 #: Names of all tasks, which are those of their modules.
-TASKS = ("classification", "profile", "feature_selection", "recommend")
+TASKS = (
+    "classification",
+    "profile",
+    "feature_selection",
+    "recommend",
+    "gates",
+    "compress",
+)
 
 
 def load(name: str) -> Any:
