@@ -30,7 +30,7 @@ _STORED = {
     "optimizer state stay dense in training.",
 }
 _COMPETE = (
-    " Layers compete, so the share of each is known after training only; counted with those of "
+    " Layers compete, so the share of each is known in a run only; counted with those of "
     "the distribution."
 )
 _GRADIENT = {
