@@ -25,7 +25,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "sparsebench needs Python 3.11 or newer; set PYTHON=python3.x"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 quick: $(SETUP)  ## the main job: seven methods on digits, a table and a picture in results/quick
@@ -73,7 +73,7 @@ test-slurm: $(SETUP)  ## sweeps on a real SLURM; as root starts one (apt-get ins
 	$(BIN)/python -m pytest tests/slurm
 
 docs: $(SETUP)  ## the reference, drawn from the code, in site/
-	$(BIN)/python -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(SETUP)  ## ruff and mypy
 	$(BIN)/ruff check sparsebench tests scripts
@@ -91,4 +91,4 @@ status: $(SETUP)  ## results/STATUS.md from the tests and tables
 	$(BIN)/python scripts/status.py
 
 clean:  ## remove what tests and builds leave, not runs or results
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
