@@ -27,7 +27,9 @@ NEEDS = {
     "structure/nm": ["structure.n=2", "structure.m=4"],
 }
 #: Options of tasks other than classification, tested with these.
-OF_TASKS = ("autoencoder", "matrix_factorisation", "embeddings", "forecaster", "sensors")
+OF_TASKS = (
+    "autoencoder", "matrix_factorisation", "embeddings", "forecaster", "sensors", "relu_dynamics",
+)  # fmt: skip
 QUICK = [
     "data=digits", "model=tiny_mlp", "epochs=1", "data.subset=160", "batch_size=16",
     "plots=false", "quiet=true", "trainer.accelerator=cpu", "method.every=2it",

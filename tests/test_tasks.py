@@ -29,6 +29,14 @@ ALL = {
         "task=recommend", "data.args.users=20", "data.args.items=30", "data.args.least=8",
         "data.args.most=12", "model.args.dimensions=6", "task.options.top=5",
     ],
+    "forecast": [
+        "task=forecast", "data.args.height=8", "data.args.width=8", "data.args.train=120",
+        "data.args.test=40", "data.args.rows=2", "data.args.columns=2", "model.hidden=[12]",
+    ],
+    "dynamics": [
+        "task=dynamics", "data.args.train=120", "data.args.test=40", "data.args.starts=1",
+        "model.hidden=[8,6]", "task.options.relus=3", "task.options.steps=2",
+    ],
 }  # fmt: skip
 
 
@@ -79,7 +87,8 @@ def test_an_interrupted_run_goes_on_bitwise(tmp_path, monkeypatch, name):
 
 
 def test_a_small_dense_network_of_any_task_is_no_larger_than_the_sparse_one(tmp_path):
-    for name, words in ALL.items():
+    for name in set(ALL) - {"forecast"}:  # a narrower forecaster has no fewer sensors
+        words = ALL[name]
         metrics = train(tmp_path, *words, "method=small_dense", "sparsity=0.5")["metrics"]
         sparse = train(tmp_path, *words, "method=static", "sparsity=0.5")["metrics"]
         assert metrics["weights"] <= sparse["nonzeros"], name

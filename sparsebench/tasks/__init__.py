@@ -15,6 +15,8 @@ TASKS = (
     "profile",
     "feature_selection",
     "recommend",
+    "forecast",
+    "dynamics",
     "gates",
     "compress",
 )
