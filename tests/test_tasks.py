@@ -37,6 +37,11 @@ ALL = {
         "task=dynamics", "data.args.train=120", "data.args.test=40", "data.args.starts=1",
         "model.hidden=[8,6]", "task.options.relus=3", "task.options.steps=2",
     ],
+    "gates": [
+        "task=gates", "data=digits", "data.subset=160", "model=tiny_conv",
+        "task.options.warmup=1ep", "task.options.cooldown=2ep",
+    ],
+    "compress": ["task=compress", "data=digits", "data.subset=160", "model=tiny_mlp"],
 }  # fmt: skip
 
 

@@ -114,6 +114,7 @@ class Gate(nn.Module):
         head = nn.Linear(conv.in_channels, conv.out_channels, device=conv.weight.device)
         self.weight, self.bias = head.weight, head.bias
         self.rule, self.rectified = rule, rectified
+        self.requires_grad_(rule.kind == "predicted")  # else nothing is to be learned
         self.logits = self.truth = self.passed = self.bias[:0]
 
     def look(self, conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:

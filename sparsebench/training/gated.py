@@ -83,7 +83,7 @@ class GatedClassifier(Classifier):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Optimizers skip what has no gradient: frozen predictors, decay and momentum included."""
-        if self.frozen or self.gates.rule.kind != "predicted":
+        if self.frozen:
             for parameter in self.gates.parameters():
                 parameter.grad = None
 
