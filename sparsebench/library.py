@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sparsebench.config.paths import config_files, config_folder
+from sparsebench.config.paths import config_files, config_folder, methods
 from sparsebench.errors import bad_value
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def method(name: str, **dials: Any) -> Composed:
     from sparsebench.sparsity.nm_rules import usual_sparsity
     from sparsebench.sparsity.spec import DistributionSpec, MethodSpec
 
-    names = config_files("method")
+    names = methods()
+    if name in methods("pruner"):
+        raise bad_value("method", name, "prunes a trained language model, with task=prune_llm")
     if name not in names:
         raise bad_value("method", name, f"one of {', '.join(names)}", names)
     values = yaml.safe_load((config_folder() / "method" / f"{name}.yaml").read_text())
@@ -99,6 +101,6 @@ def _spec(kind: type, given: str | Mapping[str, Any] | None) -> Any:
 
 
 def __getattr__(name: str) -> Callable[..., Composed]:
-    if name in config_files("method"):
+    if name in methods():
         return lambda **dials: method(name, **dials)
     raise AttributeError(f"no method '{name}' in configs/method")

@@ -10,7 +10,7 @@ from expectations import EXPECTATIONS
 
 from sparsebench.config.check import check
 from sparsebench.config.compose import compose
-from sparsebench.config.paths import config_files, config_folder
+from sparsebench.config.paths import config_files, config_folder, methods
 from sparsebench.errors import UserError
 from sparsebench.run import run
 from sparsebench.sparsity import registry
@@ -42,11 +42,20 @@ def options(group):
     return config_files(group)
 
 
+def of_language_models(group, option):
+    """Whether an option is for pruning language models, and means nothing in training."""
+    if group == "model":
+        text = (config_folder() / group / f"{option}.yaml").read_text()
+        return "_target_: sparsebench.llm." in text
+    return group in ("calibration", "eval") or (group == "method" and option in methods("pruner"))
+
+
 def chosen(path):
     """The overrides that choose a file of a group."""
     group, option = path.parent.as_posix(), path.stem
     plus = "+" if group in ("experiment", "table") else ""
-    return [f"{plus}{group}={option}", *NEEDS.get(f"{group}/{option}", [])]
+    task = ["task=prune_llm"] if of_language_models(group, option) else []
+    return [*task, f"{plus}{group}={option}", *NEEDS.get(f"{group}/{option}", [])]
 
 
 def train(tmp_path, *overrides):
@@ -87,7 +96,7 @@ def test_a_method_is_at_most_fifteen_lines(name):
 # --- methods ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", options("method"))
+@pytest.mark.parametrize("name", methods())
 def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
     pattern = compose([f"method={name}"]).structure.name == "nm"  # it says the sparsity
     density = "structure=nm_1_4" if pattern else "sparsity=0.75"
@@ -132,7 +141,10 @@ def shape_for(name):
     return (3, 32, 32), 10
 
 
-@pytest.mark.parametrize("name", [name for name in options("model") if name not in OF_TASKS])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in options("model") if n not in OF_TASKS and not of_language_models("model", n)],
+)
 def test_a_model_builds_and_maps_its_data_to_classes(name):
     cfg = compose([f"model={name}", *NEEDS.get(f"model/{name}", [])])
     shape, classes = shape_for(name)

@@ -14,14 +14,14 @@ import torch
 from expectations import EVERY, EXPECTATIONS, PER_EPOCH, SPARSITY, STEPS, Expectation
 from torch import nn
 
-from sparsebench.config.paths import config_files
+from sparsebench.config.paths import methods
 from sparsebench.library import method
 from sparsebench.models.tiny import tiny_conv, tiny_mlp, tiny_vit
 from sparsebench.sparsity import Session
 from sparsebench.sparsity.distributions import allocate
 from sparsebench.sparsity.examples import Examples
 
-METHODS = config_files("method")
+METHODS = methods()
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

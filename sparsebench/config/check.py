@@ -15,6 +15,7 @@ from sparsebench.config.refusal import refusal
 from sparsebench.config.rules import allowed
 from sparsebench.config.schema import Config
 from sparsebench.errors import UserError, bad_value
+from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.fields import check_field, check_fields
 from sparsebench.sparsity.nm_rules import check_distribution, check_method, check_numbers, is_nm
 from sparsebench.sparsity.spec import MethodSpec
@@ -46,6 +47,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"method={cfg.method}: a method is needed, with method.name in its YAML")
     if not cfg.runs:
         raise UserError("runs=: the folder that runs are kept in is needed")
+    _check_family(cfg)
     _check_targets(cfg)
     _check_sparsity_scale(cfg)
     _check_data(cfg)
@@ -74,6 +76,27 @@ def _check_keys(cfg: DictConfig) -> None:
             for name in cfg[key]:
                 if name not in names:
                     raise bad_value(f"{key}.{name}", cfg[key][name], "no such key", names)
+
+
+def _check_family(cfg: DictConfig) -> None:
+    """Methods and models of language models go with the task that prunes them, and only with it."""
+    prunes = cfg.task.name == "prune_llm"
+    if prunes != (OmegaConf.get_type(cfg, "method") is PrunerSpec):
+        text = (
+            "trains a network, and task=prune_llm prunes a trained one; it takes wanda, sparsegpt, "
+            "magnitude and others"
+            if prunes
+            else "prunes a trained language model, which needs task=prune_llm"
+        )
+        raise UserError(f"method={cfg.method.name}: {text}")
+    of_llm = str(cfg.model["_target_"]).startswith("sparsebench.llm.")
+    if prunes and str(cfg.model["_target_"]).startswith("sparsebench.") and not of_llm:
+        raise UserError(
+            f"model={cfg.model.name}: task=prune_llm needs a language model, such as "
+            "model=smollm2_135m or model=hf_lm model.path=FOLDER"
+        )
+    if of_llm and not prunes:
+        raise UserError(f"model={cfg.model.name}: a language model needs task=prune_llm")
 
 
 def _check_targets(cfg: DictConfig) -> None:

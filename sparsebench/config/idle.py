@@ -8,13 +8,14 @@ sparsity) is left alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.config.schema import Config
 from sparsebench.errors import UserError
+from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.spec import MethodSpec
 
 _BUILTIN = "sparsebench.data.builtin."
@@ -102,6 +103,18 @@ def _starts_sparse(cfg: DictConfig) -> bool:
     return not _gradual(cfg) or cfg.method.initial_sparsity > 0 or cfg.method.initial == "dense"
 
 
+def _trains(cfg: DictConfig) -> bool:
+    return bool(cfg.task.name != "prune_llm")
+
+
+def _all_but(group: str, *others: str) -> tuple[str, ...]:
+    return tuple(s.name for s in fields(getattr(Config(), group)) if s.name not in others)
+
+
+def _hessian(cfg: DictConfig) -> bool:
+    return cfg.method.score == "obs" or cfg.method.solver != "none" or "." in cfg.method.score
+
+
 def _own_data(cfg: DictConfig) -> bool:
     return not str(cfg.data["_target_"]).startswith(_BUILTIN)
 
@@ -118,7 +131,18 @@ _TABLES = (
     Rule("trainer", ("patience",), lambda cfg: cfg.data.validation > 0, "with data.validation=0"),
     Rule("trainer", ("label_smoothing", "mixup", "cutmix"),
          _task("classification", "profile", "gates", "compress"), "without task=classification"),
-    Rule("task", ("options",), lambda cfg: cfg.task.name != "profile", "with this task"),
+    Rule("task", ("options",), lambda cfg: cfg.task.name not in ("profile", "prune_llm"),
+         "with this task"),
+    *(Rule(group, _all_but(group, "name"), _task("prune_llm"), "without task=prune_llm")
+      for group in ("calibration", "eval")),
+    *(Rule(group, _all_but(group), _trains, "where nothing is trained")
+      for group in ("optimizer", "schedule", "selector")),
+    Rule("distribution", _all_but("distribution"), _trains,
+         "where nothing is trained; method.ratios says how sparse each layer gets"),
+    Rule("trainer", _all_but("trainer", "accelerator", "threads", "checkpoint_every"), _trains,
+         "where nothing is trained"),
+    Rule("model", ("path",), lambda cfg: str(cfg.model["_target_"]).startswith("sparsebench.llm.")
+         or not str(cfg.model["_target_"]).startswith("sparsebench."), "with this model"),
     Rule("data", ("args",), _own_data, "without a data._target_ of your own"),
     Rule("data", ("path",), lambda cfg: _own_data(cfg) or cfg.data.name == "hf", "without data=hf"),
     Rule("data", ("image_column", "label_column", "train_split", "test_split"),
@@ -156,6 +180,20 @@ _METHOD = (
     Rule("method", ("storage", "when"), _moves, "on masks that never change"),
 )  # fmt: skip
 
+_PRUNER = (
+    Rule("method", ("outliers", "spread"), lambda cfg: cfg.method.ratios == "owl",
+         "without method.ratios=owl"),
+    Rule("method", ("damping", "columns"), _hessian, "without a part that looks at the Hessian"),
+    Rule("method", ("swap_cycles", "swap_threshold", "swap_unit", "swap_power", "swap_sign",
+                    "swap_skip"),
+         lambda cfg: cfg.method.swap is not None, "without a method.swap"),
+)  # fmt: skip
+#: Rules and defaults of each family of methods.
+_FAMILIES: dict[Any, tuple[tuple[Rule, ...], Any]] = {
+    MethodSpec: (_METHOD, MethodSpec()),
+    PrunerSpec: (_PRUNER, PrunerSpec()),
+}
+
 
 def check_idle(cfg: DictConfig) -> None:
     """Refuse a dial that is not at its default and that nobody would look at.
@@ -163,11 +201,11 @@ def check_idle(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the dial and what it would need.
     """
-    composed = OmegaConf.get_type(cfg, "method") is MethodSpec
-    for rule in (*_TABLES, *(_METHOD if composed else ())):
+    own_rules, own = _FAMILIES.get(OmegaConf.get_type(cfg, "method"), ((), None))
+    for rule in (*_TABLES, *own_rules):
         if rule.used(cfg):
             continue
-        defaults = getattr(_DEFAULTS, rule.group)
+        defaults = own if rule.group == "method" else getattr(_DEFAULTS, rule.group)
         for dial in rule.dials:
             value = cfg[rule.group][dial]
             if value != getattr(defaults, dial):
@@ -180,4 +218,4 @@ def _where(cfg: DictConfig, rule: Rule) -> str:
     return f"{rule.without} ({rule.group}={name})" if name else rule.without
 
 
-_DEFAULTS = Config(method=MethodSpec())
+_DEFAULTS = Config()

@@ -19,3 +19,26 @@ def config_folder() -> Path:
 def config_files(group: str) -> list[str]:
     """Names of the options of a config group, sorted."""
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+@cache
+def methods(base: str = "composed") -> list[str]:
+    """Names of the methods of one family, sorted.
+
+    Args:
+        base: what their YAMLs begin from, at first or by another: ``composed`` for methods that
+            train, ``pruner`` for those that prune a trained language model.
+    """
+    return [name for name in config_files("method") if _base(name) == base]
+
+
+def _base(name: str) -> str:
+    """What a method's YAML begins from in the end."""
+    import yaml
+
+    path = config_folder() / "method" / f"{name}.yaml"
+    if not path.exists():
+        return name
+    defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
+    first = next((entry for entry in defaults if isinstance(entry, str) and entry != "_self_"), "")
+    return _base(first) if first and first != name else first

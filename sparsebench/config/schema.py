@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.nm_rules import of_pattern
 from sparsebench.sparsity.spec import (
     DistributionSpec,
@@ -24,7 +25,7 @@ from sparsebench.sparsity.spec import (
 )
 
 #: Options that are only what others are made from.
-BASES = ("composed",)
+BASES = ("composed", "pruner")
 #: Keys that hold names of one's own.
 OPEN = ("model.args", "data.args", "distribution.fixed")
 #: Raised when a default changes or a result file means something else.
@@ -59,6 +60,7 @@ class ModelConfig:
     num_classes: int | None = count(None)
     pretrained: bool = False
     checkpoint: str | None = None
+    path: str | None = None
     hidden: list[int] | None = None
     depth: int | None = count(None)
     widen: float | None = number(None, "(0, 64]", "widening factor of a wide ResNet")
@@ -94,61 +96,27 @@ class DataConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """The optimizer and its dials; a dial that an optimizer does not have is refused."""
+class CalibrationConfig:
+    """Text that a language model is pruned on."""
 
-    name: str = "sgd"
-    lr: float = number(0.1, "(0, inf)", "peak learning rate")
-    weight_decay: float = number(0.0005, "[0, inf)", "decay of the weights")
-    momentum: float = number(0.9, "[0, 1)", "momentum (SGD)")
-    nesterov: bool = True
-    beta1: float = number(0.9, "[0, 1)", "decay of the first moment (Adam)")
-    beta2: float = number(0.999, "[0, 1)", "decay of the second moment (Adam)")
-    eps: float = number(1e-8, "(0, inf)", "added to the denominator (Adam)")
-    decay_norms: bool = True
+    name: str = "wikitext2"
+    dataset: str = "wikitext2"
+    split: str = "validation"
+    samples: int = count(128)
+    length: int = count(2048, 2)
+    order: str = choice("first", "first", "random")
 
 
 @dataclass
-class ScheduleConfig:
-    """The learning rate over training."""
+class EvalConfig:
+    """How a pruned language model is measured."""
 
-    name: str = "cosine"
-    warmup: str = duration("0ep", "linear warm-up from zero")
-    milestones: list[str] = field(default_factory=lambda: ["50%", "75%"])
-    gamma: float = number(0.1, "(0, 1]", "factor at each milestone")
-    final: float = number(0.0, "[0, 1]", "share of the peak at the end")
-
-
-@dataclass
-class TrainerConfig:
-    """How training runs."""
-
-    accelerator: str = choice("auto", "auto", "cpu", "gpu", "cuda", "mps")
-    devices: int = count(1)
-    precision: str = choice("32", "32", "bf16", "16", "64")
-    accumulate: int = count(1)
-    clip: float | None = number(None, "(0, inf)", "largest norm of the gradient")
-    ema: float | None = number(None, "(0, 1)", "decay of the averaged weights")
-    compile: bool = False
-    channels_last: bool = True
-    patience: int | None = count(None)
-    label_smoothing: float = number(0.0, "[0, 1)", "share of uniform label noise")
-    mixup: float = number(0.0, "[0, inf)", "alpha of mixup; 0 is off")
-    cutmix: float = number(0.0, "[0, inf)", "alpha of CutMix; 0 is off")
-    checkpoint_every: float = number(60.0, "[0, inf)", "seconds between checkpoints in an epoch")
-    threads: int | None = count(None)
-
-
-@dataclass
-class LoggerConfig:
-    """Where metrics go beside the run's own CSV."""
-
-    name: str = choice("csv", "csv", "wandb", "tensorboard", "all")
-    project: str = "sparsebench"
-    entity: str | None = None
-    mode: str = choice("auto", "auto", "online", "offline", "disabled")
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
+    name: str = "perplexity"
+    dataset: str = "wikitext2"
+    split: str = "test"
+    lengths: list[int] = field(default_factory=lambda: [512, 2048])
+    max_segments: int | None = count(None)
+    dense: bool = True
 
 
 @dataclass
@@ -166,6 +134,8 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     table: Any = None
     sparsity: float = number(0.9, "[0, 1)", "share of zeros over the selected weights")
     seed: int = count(0, 0, 2**63 - 1)
@@ -178,6 +148,8 @@ class Config:
     force: bool = False
     quiet: bool = False
     plots: bool = True
+    save_masks: bool = False
+    save_model: bool = False
     allow: list[str] = field(default_factory=list)
 
 
@@ -189,6 +161,8 @@ IGNORED = (
     "force",
     "quiet",
     "plots",
+    "save_masks",
+    "save_model",
     "allow",
     "data.root",
     "data.workers",
@@ -201,7 +175,7 @@ IGNORED = (
 
 
 def register() -> None:
-    """Make the schema known to Hydra: the root's, and that of composed methods.
+    """Make the schema known to Hydra: the root's, and those of methods that train or prune.
 
     The resolver ``nm_sparsity`` is what YAMLs of N:M structures take ``sparsity`` from.
     """
@@ -209,3 +183,4 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="method", name="composed", node=MethodSpec)
+    store.store(group="method", name="pruner", node=PrunerSpec)

@@ -1,0 +1,1 @@
+"""Pruning of language models: layer by layer on calibration text, and perplexity."""

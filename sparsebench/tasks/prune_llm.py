@@ -1,0 +1,300 @@
+"""Prune a trained language model on calibration text, and measure its perplexity before and after.
+
+Nothing is trained. The model is pruned block by block (:mod:`sparsebench.llm.pipeline`), a killed
+run goes on at its block, and what is written is ``result.json`` and, where asked for, the packed
+masks (``save_masks``) and the model as a folder of transformers (``save_model``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from sparsebench.config.importing import resolve
+from sparsebench.errors import UserError, bad_value
+from sparsebench.files import check_room, write_atomically
+from sparsebench.llm.card import card
+from sparsebench.llm.layers import Block, find_blocks, others
+from sparsebench.llm.models import LanguageModel, save_folder
+from sparsebench.llm.parts import Parts
+from sparsebench.llm.perplexity import Perplexity, perplexity
+from sparsebench.llm.pipeline import Outcome, Pipeline
+from sparsebench.llm.spec import PrunerSpec
+from sparsebench.llm.text import calibration_samples, check_apart, load_text, tokens_of
+from sparsebench.sparsity.nm_rules import is_nm
+from sparsebench.tasks.build import container, own_code
+from sparsebench.training.outcome import peak_memory
+
+BLOCKS = "blocks"  # finished blocks of a run that goes on
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, checked before anything is written."""
+
+    language: LanguageModel
+    blocks: list[Block]
+    method: Parts
+    nm: tuple[int, int] | None
+    samples: list[Tensor]
+    evaluation: Tensor
+    notes: list[str]
+    seconds: float
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Load model and text, and refuse what can't work.
+
+    Raises:
+        UserError: naming key, value and what is allowed.
+    """
+    begin = time.perf_counter()
+    spec = PrunerSpec(**container(cfg.method))
+    parts = Parts.of(spec, list(cfg.allow))
+    nm = _pattern(cfg, spec)
+    data, notes = container(cfg.data), []
+    test = load_text("eval", cfg.eval.dataset, cfg.eval.split, data)
+    text = None
+    if parts.looks_at_text:
+        text = load_text("calibration", cfg.calibration.dataset, cfg.calibration.split, data)
+        check_apart(text, test)
+        notes.append(f"calibration: {text.name} ({text.split})")
+    language = _model(cfg)
+    blocks = find_blocks(language.model)
+    if left := others(blocks):
+        notes.append(f"dense, since in no linear layer: {', '.join(left)}")
+    if nm and cfg.sparsity:
+        _check_widths(blocks, nm[1])
+    _check_context(cfg, language, parts)
+    samples: list[Tensor] = []
+    if text:
+        samples = calibration_samples(
+            text, language.tokenizer, language.vocabulary, container(cfg.calibration), cfg.seed
+        )
+    ids = tokens_of(test.joined, language.tokenizer, language.vocabulary)
+    if len(ids) < max(cfg.eval.lengths):
+        allowed = f"'{test.name}' ({test.split}) has {len(ids)} tokens"
+        raise bad_value("eval.lengths", list(cfg.eval.lengths), allowed)
+    seconds = time.perf_counter() - begin
+    return Prepared(language, blocks, parts, nm, samples, ids, notes, seconds)
+
+
+def _model(cfg: DictConfig) -> LanguageModel:
+    """Call the builder that the config names."""
+    target = str(cfg.model["_target_"])
+    builder: Any = resolve(target, "model._target_", list(cfg.allow))
+    given = container(cfg.model)["args"]
+    known = inspect.signature(builder).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in given:
+        if name not in known and not free:
+            allowed = f"not an option of '{cfg.model.name}'"
+            raise bad_value(f"model.args.{name}", given[name], allowed, known)
+    with own_code("model._target_", target):
+        language: LanguageModel = builder(path=cfg.model.path, seed=cfg.seed, **given)
+    if cfg.trainer.accelerator in ("gpu", "cuda") or (
+        cfg.trainer.accelerator == "auto" and torch.cuda.is_available()
+    ):
+        language.model.to("cuda")
+    return language
+
+
+def _pattern(cfg: DictConfig, spec: PrunerSpec) -> tuple[int, int] | None:
+    structure = cfg.structure
+    if structure.name not in ("unstructured", "nm"):
+        raise UserError(
+            f"structure={structure.name}: task=prune_llm knows unstructured and N:M patterns"
+        )
+    if not is_nm(structure):
+        return None
+    if spec.ratios != "uniform":
+        raise UserError(
+            f"method.ratios={spec.ratios}: with an N:M structure all layers have the pattern's "
+            "sparsity; use method.ratios=uniform"
+        )
+    return int(structure.n), int(structure.m)
+
+
+def _check_widths(blocks: list[Block], m: int) -> None:
+    for linear in (linear for block in blocks for linear in block.linears):
+        width = linear.weight.shape[1]
+        if width % m:
+            raise UserError(
+                f"structure.m={m}: '{linear.name}' has {width} inputs, which do not divide by {m}"
+            )
+
+
+def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts) -> None:
+    longest = language.context
+    lengths = [("eval.lengths", length) for length in cfg.eval.lengths]
+    if parts.looks_at_text:
+        lengths.append(("calibration.length", cfg.calibration.length))
+    for key, length in lengths:
+        if length < 2 or (longest and length > longest):
+            raise bad_value(key, length, f"from 2 to the model's context of {longest} tokens")
+
+
+def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
+    """Measure, prune, measure; give what goes into ``result.json``."""
+    language, parts = prepared.language, prepared.method
+    say = Progress(not cfg.quiet)
+    names = [f"{cfg.eval.dataset}@{length}" for length in cfg.eval.lengths]
+    dense: list[Perplexity] = []
+    begin = time.perf_counter()
+    if cfg.eval.dense:
+        dense = _measure(cfg, prepared, say, "dense perplexity")
+    testing = time.perf_counter() - begin
+    pipeline = Pipeline(
+        language.model,
+        prepared.blocks,
+        parts,
+        cfg.sparsity,
+        prepared.nm,
+        cfg.seed,
+        report=lambda done, total, spent: say("pruning", done, total, spent),
+    )
+    outcome = pipeline.run(prepared.samples, folder / BLOCKS, _key(cfg, prepared))
+    begin = time.perf_counter()
+    pruned = _measure(cfg, prepared, say, "perplexity")
+    testing += time.perf_counter() - begin
+    metrics: dict[str, Any] = {}
+    for name, found in zip(names, pruned, strict=True):
+        metrics[f"perplexity/{name}"] = found.value
+        metrics[f"segments/{name}"] = found.segments
+    metrics |= {
+        f"perplexity_dense/{name}": found.value for name, found in zip(names, dense, strict=False)
+    }
+    counts, layers = _counts(prepared, outcome)
+    metrics |= counts
+    metrics |= {f"seconds/{name}": value for name, value in outcome.seconds.items()}
+    metrics |= {
+        "seconds/testing": testing,
+        "seconds/setup": prepared.seconds,
+        "memory/peak_bytes": peak_memory(),
+        "memory/model_bytes": sum(
+            p.numel() * p.element_size() for p in language.model.parameters()
+        ),
+        "calibration/tokens": sum(map(len, prepared.samples)),
+    }
+    _save(cfg, folder, prepared, outcome, metrics)
+    shutil.rmtree(folder / BLOCKS, ignore_errors=True)
+    notes = list(prepared.notes)
+    if outcome.resumed:
+        notes.append(f"went on at block {outcome.resumed} of {len(prepared.blocks)}")
+    return {"metrics": metrics, "layers": layers, "notes": notes}
+
+
+def _measure(cfg: DictConfig, prepared: Prepared, say: Progress, what: str) -> list[Perplexity]:
+    found = []
+    for length in cfg.eval.lengths:
+        begin = time.perf_counter()
+
+        def report(done: int, total: int, begin: float = begin, length: int = length) -> None:
+            say(f"{what} at {length}", done, total, time.perf_counter() - begin)
+
+        found.append(
+            perplexity(
+                prepared.language.model,
+                prepared.evaluation,
+                length,
+                cfg.eval.max_segments,
+                report,
+            )
+        )
+    return found
+
+
+def _key(cfg: DictConfig, prepared: Prepared) -> str:
+    """All that decides what a finished block is, beside the run's own identity."""
+    total = hashlib.sha256(f"{prepared.language.source} {len(prepared.blocks)}".encode())
+    for sample in prepared.samples:
+        total.update(sample.numpy().tobytes())
+    for linear in (prepared.blocks[0].linears[0], prepared.blocks[-1].linears[-1]):
+        total.update(linear.weight.float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _counts(prepared: Prepared, outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Counts of the model as it is, over the linear layers and over all."""
+    layers: dict[str, Any] = {}
+    for linear in (linear for block in prepared.blocks for linear in block.linears):
+        weight = linear.weight
+        nonzeros = int(torch.count_nonzero(weight))
+        layers[linear.name] = {
+            "order": len(layers),
+            "shape": list(weight.shape),
+            "weights": weight.numel(),
+            "nonzeros": nonzeros,
+            "sparsity": 1.0 - nonzeros / weight.numel(),
+            "given": outcome.sparsities[linear.name],
+        }
+    weights = sum(layer["weights"] for layer in layers.values())
+    nonzeros = sum(layer["nonzeros"] for layer in layers.values())
+    everything = sum(p.numel() for p in prepared.language.model.parameters())
+    metrics = {
+        "parameters": everything,
+        "weights": weights,
+        "nonzeros": nonzeros,
+        "sparsity": 1.0 - nonzeros / weights,
+        "sparsity_all": (weights - nonzeros) / everything,
+    }
+    return metrics, layers
+
+
+def _save(
+    cfg: DictConfig,
+    folder: Path,
+    prepared: Prepared,
+    outcome: Outcome,
+    metrics: dict[str, Any],
+) -> None:
+    """What was asked for beside ``result.json``."""
+    from safetensors.torch import save
+
+    masks = save(
+        {name: bits.cpu() for name, bits in outcome.masks.items()},
+        metadata={"shapes": json.dumps(_shapes(prepared))},
+    )
+    if cfg.save_masks:
+        write_atomically(folder / "masks.safetensors", lambda file: file.write(masks))
+    if cfg.save_model:
+        model = prepared.language.model
+        check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
+        text = card(cfg, metrics, prepared.notes)
+        save_folder(model, prepared.language.tokenizer, folder / "model", {"README.md": text})
+        write_atomically(folder / "model" / "masks.safetensors", lambda file: file.write(masks))
+
+
+def _shapes(prepared: Prepared) -> dict[str, list[int]]:
+    parameters = dict(prepared.language.model.named_parameters())
+    return {
+        linear.name: list(parameters[linear.name].shape)
+        for block in prepared.blocks
+        for linear in block.linears
+    }
+
+
+class Progress:
+    """One line on a terminal: what is done, of how much, and the time left."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted and sys.stderr.isatty()
+
+    def __call__(self, what: str, done: int, total: int, spent: float) -> None:
+        """Say it."""
+        if not self.wanted:
+            return
+        left = spent / done * (total - done)
+        end = "\n" if done == total else ""
+        print(f"\r{what}: {done}/{total}, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
