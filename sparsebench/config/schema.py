@@ -96,6 +96,64 @@ class DataConfig:
 
 
 @dataclass
+class OptimizerConfig:
+    """The optimizer and its dials; a dial that an optimizer does not have is refused."""
+
+    name: str = "sgd"
+    lr: float = number(0.1, "(0, inf)", "peak learning rate")
+    weight_decay: float = number(0.0005, "[0, inf)", "decay of the weights")
+    momentum: float = number(0.9, "[0, 1)", "momentum (SGD)")
+    nesterov: bool = True
+    beta1: float = number(0.9, "[0, 1)", "decay of the first moment (Adam)")
+    beta2: float = number(0.999, "[0, 1)", "decay of the second moment (Adam)")
+    eps: float = number(1e-8, "(0, inf)", "added to the denominator (Adam)")
+    decay_norms: bool = True
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over training."""
+
+    name: str = "cosine"
+    warmup: str = duration("0ep", "linear warm-up from zero")
+    milestones: list[str] = field(default_factory=lambda: ["50%", "75%"])
+    gamma: float = number(0.1, "(0, 1]", "factor at each milestone")
+    final: float = number(0.0, "[0, 1]", "share of the peak at the end")
+
+
+@dataclass
+class TrainerConfig:
+    """How training runs."""
+
+    accelerator: str = choice("auto", "auto", "cpu", "gpu", "cuda", "mps")
+    devices: int = count(1)
+    precision: str = choice("32", "32", "bf16", "16", "64")
+    accumulate: int = count(1)
+    clip: float | None = number(None, "(0, inf)", "largest norm of the gradient")
+    ema: float | None = number(None, "(0, 1)", "decay of the averaged weights")
+    compile: bool = False
+    channels_last: bool = True
+    patience: int | None = count(None)
+    label_smoothing: float = number(0.0, "[0, 1)", "share of uniform label noise")
+    mixup: float = number(0.0, "[0, inf)", "alpha of mixup; 0 is off")
+    cutmix: float = number(0.0, "[0, inf)", "alpha of CutMix; 0 is off")
+    checkpoint_every: float = number(60.0, "[0, inf)", "seconds between checkpoints in an epoch")
+    threads: int | None = count(None)
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go beside the run's own CSV."""
+
+    name: str = choice("csv", "csv", "wandb", "tensorboard", "all")
+    project: str = "sparsebench"
+    entity: str | None = None
+    mode: str = choice("auto", "auto", "online", "offline", "disabled")
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
 class CalibrationConfig:
     """Text that a language model is pruned on."""
 
