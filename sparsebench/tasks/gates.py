@@ -52,7 +52,9 @@ class GatesTask(Task):
 
     With SGD the factor ``weight`` is a learning rate of the predictors of so many times the
     network's: 10, as in the official code (0.1 beside 0.01). There it stays and decays nothing;
-    here both follow the schedule and the weight decay of the run.
+    here both follow the schedule and the weight decay of the run. The softmax before a predictor is
+    the code's too; it leaves differences of about one over the channels, and a short training
+    needs ``softmax=false`` for gates that tell one image from another.
     """
 
     Options = Options
