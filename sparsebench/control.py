@@ -55,7 +55,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Plan:
-    """Controls [H, m], the cost that the network predicts, and whether that is proven least."""
+    """Controls [H, m], the cost that the network predicts, and whether none can be (much) lower."""
 
     controls: Tensor
     cost: float
@@ -195,7 +195,7 @@ class Program:
         return csr_array((factor, (row, column)), shape=shape), ends[0], ends[1]
 
 
-def plan_milp(net: Folded, start: Tensor, aim: Aim, nodes: int = 1000) -> Plan:
+def plan_milp(net: Folded, start: Tensor, aim: Aim, nodes: int = 1000, gap: float = 0.0) -> Plan:
     """The best plan, by branch and bound.
 
     A limit of nodes and not of time, so that the same program always gives the same plan. If no
@@ -206,6 +206,7 @@ def plan_milp(net: Folded, start: Tensor, aim: Aim, nodes: int = 1000) -> Plan:
         start: state [n].
         aim: what to reach.
         nodes: of the search tree, at most.
+        gap: a plan counts as best if no other can be better by more than this share of its cost.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -214,7 +215,8 @@ def plan_milp(net: Folded, start: Tensor, aim: Aim, nodes: int = 1000) -> Plan:
     whole[program.a] = 1
     found = milp(
         program.price, integrality=whole, bounds=Bounds(program.low, program.high),
-        constraints=LinearConstraint(*program.matrix()), options={"node_limit": nodes},
+        constraints=LinearConstraint(*program.matrix()),
+        options={"node_limit": nodes, "mip_rel_gap": gap},
     )  # fmt: skip
     if found.x is None:
         nothing = torch.zeros(program.u.shape, dtype=torch.float64)

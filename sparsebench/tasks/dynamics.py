@@ -53,6 +53,7 @@ class Options:
     steps: int = whole(12, 1, "steps of control in closed loop")
     effort: float = number(0.01, "[0, inf)", "cost of a unit of control")
     nodes: int = whole(200, 1, "nodes of the search tree of a plan at most")
+    gap: float = number(0.01, "[0, 1)", "share of its cost by which a plan may miss the best")
     samples: int = whole(200, 2, "plans sampled in an iteration")
     iterations: int = whole(4, 1, "iterations of the cross-entropy method")
 
@@ -148,7 +149,7 @@ class Dynamics(Task):
 
         def planner(x: Tensor) -> control.Plan:
             if options.planner == "milp":
-                return control.plan_milp(net, x, aim, options.nodes)
+                return control.plan_milp(net, x, aim, options.nodes, options.gap)
             iterations = options.iterations if options.planner == "cem" else 1
             return control.plan_cem(
                 net, x, aim, system.controls, stream,
