@@ -79,7 +79,7 @@ def test_training_validation_and_test_share_no_measurement():
         ([*QUICK, "data.args.rows=9"], "data.args.rows=9: the field has 8"),
         ([*QUICK, "data.args.horizon=8"], "data.args.horizon=8: no air of the target"),
         ([*QUICK, "+data.args.winds=3"], "did you mean 'window'|no such option"),
-        ([*QUICK, "data.validation=899"], "data.validation=899: of 900 windows"),
+        ([*QUICK, "data.validation=899"], "data.validation=899.0: of 900 windows"),
         ([*QUICK, "data.subset=0.5"], "data.subset=0.5: windows in time have no subset"),
         (["task=forecast", "data=digits"], "task=forecast needs a field"),
         (["data=advection", "model=forecaster"], "a builder returns"),
