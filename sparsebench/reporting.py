@@ -29,7 +29,8 @@ def run_and_report(cfg: DictConfig) -> tuple[int, float | None]:
     elif not cfg.quiet:
         if cfg.task.name == "profile":
             print_layers(result["layers"])
-        print("  ".join(f"{k}={_short(metrics[k])}" for k in SHOWN if metrics.get(k) is not None))
+        shown = [*(key for key in metrics if key.startswith("perplexity")), *SHOWN]
+        print("  ".join(f"{k}={_short(metrics[k])}" for k in shown if metrics.get(k) is not None))
     print((run_folder(cfg) / NAME).resolve(), flush=True)
     return int(result["status"] != "finished"), metrics.get("test/accuracy")
 

@@ -264,7 +264,7 @@ def test_a_singular_hessian_is_damped_more_and_said_so(capsys):
     w, x = random_layer(sequences=1, tokens=3)
     found, _ = prune(w, inputs_of(x), damping=0.0, **SPARSEGPT)
     assert torch.isfinite(found).all()
-    assert "its Hessian is singular, damping" in capsys.readouterr().out
+    assert "its Hessian is singular, damping" in capsys.readouterr().err
 
 
 # --- DSnoT ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -51,8 +51,8 @@ class Activations:
         device = next(blocks[0].module.parameters()).device
         with _recorded(blocks, self._record), torch.no_grad():
             for sample in samples:
-                self._form: tuple[Any, ...] | None = None
-                model(input_ids=sample.unsqueeze(0).to(device), use_cache=False)
+                with suppress(_Stop):
+                    model(input_ids=sample.unsqueeze(0).to(device), use_cache=False)
 
     def _record(self, number: int, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Stand in for a block: note what it is given, and give the hidden states back."""
@@ -67,6 +67,8 @@ class Activations:
             self.hidden.append(hidden)
             if len(self.hidden) == 1:  # the form of what a block gives must be known once
                 self._form_of(real(hidden, *args[1:], **given))
+        if number == len(self.blocks) - 1:  # the head behind costs as much as many blocks
+            raise _Stop
         return (hidden, *self._rest) if self._tuple else hidden
 
     def _form_of(self, output: Any) -> None:
@@ -108,12 +110,10 @@ class Activations:
         watch = _Watch(block.linears, measures, stop=not carry)
         with watch:
             for number in range(len(self.hidden)):
-                try:
+                with suppress(_Stop):
                     out = self.through(number)
                     if carry:
                         self.hidden[number] = out
-                except _Stop:
-                    pass
                 watch.learn()
         self.at += carry
         return watch.found(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -117,7 +118,8 @@ class Inputs:
                 upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
                 if not failed:
                     if tried != damping:
-                        print(f"sparsebench: {name}: its Hessian is singular, damping {tried:g}")
+                        said = f"its Hessian is singular, damping {tried:g}"
+                        print(f"sparsebench: {name}: {said}", file=sys.stderr)
                     found: Tensor = upper
                     return found
             tried = max(10 * tried, 1e-4)

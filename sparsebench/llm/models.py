@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +146,11 @@ def _dequantise(file: Path, kept: Path) -> None:
     """Write an ordinary folder of transformers, whole or not at all."""
     transformers = transformers_library()
     print(f"sparsebench: dequantising {file.name}, once", flush=True)
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        with redirect_stderr(StringIO()):  # a bar that takes no word against it
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except ImportError as error:
         raise UserError(f"{file.name}: {error}; pip install 'sparsebench[llm]'") from error
     save_folder(model, tokenizer, kept)

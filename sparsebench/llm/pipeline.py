@@ -25,7 +25,7 @@ from sparsebench.llm.layers import Block, Linear
 from sparsebench.llm.parts import Parts
 from sparsebench.llm.ratios import Question
 from sparsebench.llm.scores import Score, Weights
-from sparsebench.sparsity.masks import pack
+from sparsebench.sparsity.masks import pack, unpack
 from sparsebench.sparsity.scores import needs_of
 
 Result = TypeVar("Result")
@@ -97,8 +97,8 @@ class Pipeline:
         acts: Activations | None = None
         for number, block in enumerate(self.blocks):
             if kept and (found := kept.read(number)):
-                weights, outcome.masks, before = _restored(found, block, outcome.masks)
-                _put(block, weights)
+                tensors, before = found
+                outcome.masks |= _restore(block, tensors)
                 outcome.resumed += 1
                 continue
             if self.parts.measures and self.sparsity > 0:
@@ -107,7 +107,7 @@ class Pipeline:
             outcome.masks |= masks
             spent = before + time.perf_counter() - begin
             if kept:
-                kept.write(number, block, masks, spent)
+                kept.write(number, block, masks, spent, self.parts.solver is not None)
             self.report(number + 1, len(self.blocks), time.perf_counter() - begin)
         outcome.seconds = {
             "pruning": before + time.perf_counter() - begin,
@@ -223,12 +223,14 @@ class Kept:
         except SafetensorError:  # damaged: done again
             return None
 
-    def write(self, number: int, block: Block, masks: dict[str, Tensor], spent: float) -> None:
-        """Keep the weights and masks of a block."""
+    def write(
+        self, number: int, block: Block, masks: dict[str, Tensor], spent: float, weights: bool
+    ) -> None:
+        """Keep the masks of a block, and its weights where they have changed."""
         from safetensors.torch import save
 
         tensors = {f"mask/{name}": bits.cpu() for name, bits in masks.items()}
-        for linear in block.linears:
+        for linear in block.linears if weights else ():
             tensors[f"weight/{linear.name}"] = linear.weight.cpu().contiguous()
         path = self.folder / f"{number:04d}.safetensors"
         content = save(tensors)
@@ -236,17 +238,14 @@ class Kept:
         write_json(path.with_suffix(".json"), spent)
 
 
-def _restored(
-    found: tuple[dict[str, Tensor], float], block: Block, masks: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-    """Weights of a finished block, the masks with its own, and seconds spent."""
-    tensors, spent = found
-    weights = {linear.name: tensors[f"weight/{linear.name}"] for linear in block.linears}
-    own = {linear.name: tensors[f"mask/{linear.name}"] for linear in block.linears}
-    return weights, masks | own, spent
-
-
-def _put(block: Block, weights: dict[str, Tensor]) -> None:
+def _restore(block: Block, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Prune a block as it was before; its packed masks."""
+    masks = {}
     with torch.no_grad():
         for linear in block.linears:
-            linear.weight.copy_(weights[linear.name])
+            if (weight := tensors.get(f"weight/{linear.name}")) is not None:
+                linear.weight.copy_(weight)
+            masks[linear.name] = bits = tensors[f"mask/{linear.name}"]
+            stored = linear.weight.t() if linear.transposed else linear.weight
+            stored.masked_fill_(~unpack(bits.to(stored.device), stored.shape), 0.0)
+    return masks
