@@ -12,6 +12,9 @@ FILES = (
     "data=hf", "data.path={tmp}/pictures", "data.subset=null", "data.image_column=image",
     "data.label_column=label",
 )  # fmt: skip
+SPLIT = ("task=continual", "stream=split", "data.subset=null", "model=tiny_mlp")
+TURNED = ("task=continual", "stream=rotated", "stream.tasks=2", "data.subset=null")
+ER = (*SPLIT, "replay=er")
 WANDB = ("logger=wandb",)
 
 
@@ -87,6 +90,21 @@ FLIPS = {
     "data.test_split": changes("exam", *FILES),
     "data.cache": same("false", *FILES, why="a copy of the decoded data"),
     "data.download": same("true", *FILES, why="where the data come from, if they are not here"),
+    "stream.name": same("other", *SPLIT, why=LABEL),
+    "stream.kind": changes("permuted", *SPLIT),
+    "stream.tasks": changes("2", *SPLIT),
+    "stream.scenario": changes("task_il", *SPLIT),
+    "stream.classes": changes("[9,8,7,6,5,4,3,2,1,0]", *SPLIT),
+    "stream.class_order_seed": changes("1", *SPLIT),
+    "stream.shuffle": changes("tasks", *SPLIT, "stream.class_order_seed=1"),
+    "stream.seed": changes("1", *TURNED),
+    "stream.degrees": changes("30", *TURNED),
+    "replay.name": changes("er", *SPLIT),
+    "replay.size": changes("17", *ER),
+    "replay.batch": changes("5", *ER),
+    "replay.when": changes("every_batch", *ER),
+    "replay.alpha": changes("0.7", *SPLIT, "replay=der"),
+    "replay.beta": changes("0.7", *SPLIT, "replay=derpp"),
     "data.args": changes("+data.args.shift=3", *OWN),
     "method.engine": refused("composer"),
     "method.options": refused("{{power: 2}}"),

@@ -55,6 +55,7 @@ def chosen(path):
     group, option = path.parent.as_posix(), path.stem
     plus = "+" if group in ("experiment", "table") else ""
     task = ["task=prune_llm"] if of_language_models(group, option) else []
+    task += ["task=continual"] if group in ("stream", "replay") else []
     return [*task, f"{plus}{group}={option}", *NEEDS.get(f"{group}/{option}", [])]
 
 

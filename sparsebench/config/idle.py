@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsebench.config.schema import Config
+from sparsebench.config.schema import Config, StreamConfig
 from sparsebench.errors import UserError
 from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.spec import MethodSpec
@@ -131,6 +131,23 @@ _TABLES = (
     Rule("trainer", ("patience",), lambda cfg: cfg.data.validation > 0, "with data.validation=0"),
     Rule("trainer", ("label_smoothing", "mixup", "cutmix"),
          _task("classification", "profile", "gates", "compress"), "without task=classification"),
+    Rule("stream", tuple(spec.name for spec in fields(StreamConfig)), _task("continual"),
+         "without task=continual"),
+    Rule("stream", ("shuffle",), lambda cfg: cfg.stream.class_order_seed is not None,
+         "without a stream.class_order_seed"),
+    Rule("stream", ("shuffle",), lambda cfg: cfg.stream.kind == "split",
+         "where all tasks have all classes"),
+    Rule("stream", ("degrees",), lambda cfg: cfg.stream.kind == "rotated",
+         "without stream.kind=rotated"),
+    Rule("stream", ("seed",),
+         lambda cfg: cfg.stream.kind != "split" and cfg.stream.degrees is None,
+         "where nothing of the stream is drawn"),
+    Rule("replay", ("name",), _task("continual"), "without task=continual"),
+    Rule("replay", ("size", "batch", "when"), lambda cfg: cfg.replay.name != "none",
+         "without a replay"),
+    Rule("replay", ("alpha",), lambda cfg: cfg.replay.name in ("der", "derpp"),
+         "without replay=der or derpp"),
+    Rule("replay", ("beta",), lambda cfg: cfg.replay.name == "derpp", "without replay=derpp"),
     Rule("task", ("options",), lambda cfg: cfg.task.name not in ("profile", "prune_llm"),
          "with this task"),
     *(Rule(group, _all_but(group, "name"), _task("prune_llm"), "without task=prune_llm")

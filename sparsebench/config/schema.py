@@ -96,6 +96,33 @@ class DataConfig:
 
 
 @dataclass
+class StreamConfig:
+    """A stream of tasks: how the data set is split, or changed from task to task."""
+
+    name: str = "none"
+    kind: str = choice("split", "split", "permuted", "rotated")
+    tasks: int = count(5)
+    scenario: str = choice("class_il", "task_il", "class_il", "domain_il")
+    classes: list[str] | None = None
+    class_order_seed: int | None = count(None, 0, 2**63 - 1)
+    shuffle: str = choice("classes", "classes", "tasks")
+    seed: int = count(0, 0, 2**63 - 1)
+    degrees: float | None = number(None, "(0, 360)", "turn of each task against the one before")
+
+
+@dataclass
+class ReplayConfig:
+    """What is kept of past tasks, and how it is learned again."""
+
+    name: str = choice("none", "none", "er", "er_ace", "der", "derpp")
+    size: int = count(200)
+    batch: int | None = count(None)
+    when: str = choice("first_epoch", "first_epoch", "every_batch")
+    alpha: float = number(0.1, "[0, inf)", "weight of the kept logits")
+    beta: float = number(0.5, "[0, inf)", "weight of the kept labels")
+
+
+@dataclass
 class OptimizerConfig:
     """The optimizer and its dials; a dial that an optimizer does not have is refused."""
 
@@ -184,6 +211,8 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     method: Any = None  # a MethodSpec if composed of parts; else a class of one's own, untyped
     distribution: DistributionSpec = field(default_factory=DistributionSpec)
     structure: StructureSpec = field(default_factory=StructureSpec)

@@ -129,4 +129,5 @@ def _to(batch: Any, device: torch.device) -> Any:
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: _to(value, device) for key, value in batch.items()}
-    return type(batch)(_to(value, device) for value in batch)
+    moved = [_to(value, device) for value in batch]
+    return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)

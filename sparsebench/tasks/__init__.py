@@ -19,6 +19,7 @@ TASKS = (
     "dynamics",
     "gates",
     "compress",
+    "continual",
     "prune_llm",
 )
 

@@ -33,6 +33,7 @@ from sparsebench.training.ranks import check_devices, ranks
 
 if TYPE_CHECKING:
     from sparsebench.training.learner import Learner
+    from sparsebench.training.sparsify import Sparsify
     from sparsebench.training.trainer import Fitted
 
 Shape = tuple[int, ...]
@@ -102,9 +103,25 @@ class Task:
     def check(self, prepared: Prepared) -> None:
         """Refuse what can't work; nothing is written yet."""
 
-    def figures(self, prepared: Prepared, learner: Learner) -> dict[str, float]:
+    def figures(self, prepared: Prepared, learner: Learner) -> dict[str, Any]:
         """Further metrics of the trained network, for ``result.json``."""
         return {}
+
+    def sparsify(self, prepared: Prepared, learner: Learner) -> Sparsify:
+        """The callback that keeps the network sparse."""
+        from sparsebench.training.sparsify import Sparsify
+
+        cfg, train = self.cfg, prepared.data.train
+        return Sparsify(
+            prepared.method,
+            selector=prepared.selector,
+            seed=cfg.seed,
+            module="model",
+            examples=Examples(
+                lambda seed: TrainLoader(train, cfg.batch_size, seed).batches(0),
+                learner.example_loss,
+            ),
+        )
 
     # --- the rest is the same for all --------------------------------------------------------
 
@@ -154,21 +171,11 @@ class Task:
         from sparsebench.training.loggers import Mirror
         from sparsebench.training.measure import Measure
         from sparsebench.training.plots import draw
-        from sparsebench.training.sparsify import Sparsify
         from sparsebench.training.trainer import fit
 
         cfg, sets = self.cfg, prepared.data
         module = self.learner(prepared)
-        sparsify = Sparsify(
-            prepared.method,
-            selector=prepared.selector,
-            seed=cfg.seed,
-            module="model",
-            examples=Examples(
-                lambda seed: TrainLoader(sets.train, cfg.batch_size, seed).batches(0),
-                module.example_loss,
-            ),
-        )
+        sparsify = self.sparsify(prepared, module)
         measure = Measure(folder, sparsify, prepared.flops, prepared.dense_forward, cfg.batch_size)
         mirror = Mirror(cfg, folder, measure)
         loggers = [mirror] if mirror.wanted else []

@@ -17,7 +17,7 @@ from sparsebench.sparsity.composed import rounds_of
 from sparsebench.sparsity.method import Method
 from sparsebench.training.optimizers import build_optimizer, build_schedule
 
-_PLAIN = frozenset({"_current_fx_name", "_loss_sum", "_loss_count"})
+_PLAIN = frozenset({"_current_fx_name", "_loss_sum", "_loss_count", "extra_samples"})
 
 
 class Learner(LightningModule):
@@ -31,6 +31,7 @@ class Learner(LightningModule):
         mode: whether more of it is better (``max``) or less (``min``).
         last_validation: figures of the last validation.
         steps_per_epoch: optimizer steps of an epoch; to be set before training.
+        extra_samples: samples that the last step learned beside its batch; they cost FLOPs.
     """
 
     monitor: ClassVar[str] = "loss"
@@ -63,6 +64,7 @@ class Learner(LightningModule):
         self._on_device = nn.ModuleDict(self.evaluation)  # these move with the model
         self.last_validation: dict[str, float] = {}
         self.steps_per_epoch = 0
+        self.extra_samples = 0
         self._loss_sum = torch.zeros(())
         self._loss_count = 0
 
@@ -79,6 +81,10 @@ class Learner(LightningModule):
     def example_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean loss on a training batch, for methods that look at some before training."""
         return self.train_loss(batch)
+
+    def row(self) -> dict[str, float]:
+        """Further figures of an epoch's row, the same names in each."""
+        return {}
 
     # --- the rest is the same for all --------------------------------------------------------
 

@@ -104,7 +104,9 @@ class Measure(Callback):
         parts = {n: self.flops.forward(d) for n, d in session.gradient_densities.items()}
         if session.dense_gradient:  # of the network that is trained, which may be a larger one
             parts.setdefault("weight_gradient", self.flops.total)
-        self.training.add(self._forward, self.batch, dense_gradient=session.dense_gradient, **parts)
+        assert isinstance(pl_module, Learner)
+        samples = self.batch + pl_module.extra_samples
+        self.training.add(self._forward, samples, dense_gradient=session.dense_gradient, **parts)
         if session.masks.version != self._version:
             self._look()
 
@@ -143,6 +145,7 @@ class Measure(Callback):
             "lr": self._rate,
             "train/loss": pl_module.take_train_loss(),
             **{f"validation/{k}": v for k, v in pl_module.last_validation.items()},
+            **pl_module.row(),
             "gradient_norm": self._gradient_norm,
             **self.topology(),
             "flops/training": self.training.total,

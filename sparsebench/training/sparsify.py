@@ -35,6 +35,7 @@ class Sparsify(Callback):
         seed: int | None = None,
         module: str | None = None,
         examples: Examples | None = None,
+        total_steps: int | None = None,
     ) -> None:
         """Say which method.
 
@@ -47,12 +48,14 @@ class Sparsify(Callback):
                 parameters are then used; default is the LightningModule itself.
             examples: training batches, for methods that look at some before training, such as
                 SNIP; default is the trainer's loader, with cross-entropy on (x, y).
+            total_steps: that the method's schedule goes over; default is all of training.
         """
         self.module = module
         self.method = as_method(method, sparsity)
         self.selector = SelectorSpec(**selector) if isinstance(selector, dict) else selector
         self.seed = seed
         self.examples = examples
+        self.total_steps = total_steps
         self.session: Session | None = None
         self._loaded: dict[str, Any] | None = None
         self._hook: Any = None
@@ -62,7 +65,8 @@ class Sparsify(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the masks, or take those of the checkpoint the trainer has restored."""
         seed = torch.initial_seed() if self.seed is None else self.seed
-        total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        total = self.total_steps or trainer.estimated_stepping_batches
+        batches = trainer.num_training_batches
         if not 0 < total < math.inf:  # Lightning says -1 or infinity if it can't know
             raise UserError("trainer.max_steps: must be set where the data have no length")
         per_epoch = None if math.isinf(batches) else -(-batches // trainer.accumulate_grad_batches)
@@ -81,6 +85,15 @@ class Sparsify(Callback):
         self._trainer = trainer
         self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)
         self._check_ranks()
+
+    def start_anew(self, trainer: Trainer, pl_module: LightningModule) -> Session:
+        """Choose masks for other weights, in the middle of training, as at its start."""
+        assert self.session is not None
+        changes = self.session.masks.version
+        self._hook.remove()
+        self.on_train_start(trainer, pl_module)
+        self.session.masks.version += changes  # whoever follows the masks must see a change
+        return self.session
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the weights sparse and let go of the optimizer."""

@@ -1,0 +1,1 @@
+"""Continual learning: streams of tasks, replay buffers, and what is measured of a stream."""

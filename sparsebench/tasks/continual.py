@@ -1,0 +1,291 @@
+"""Learn a stream of tasks one after the other, and measure what is forgotten.
+
+``epochs`` are those of each task. The network has one layer of outputs, a row for each class of
+each task (in ``domain_il`` the same rows for all); which of them a sample competes among in
+training is ``task.options.loss``: ``sliced`` is the classes of its own task, which trains each
+row as a head of its own would be (a multi-head network is this one with ``selector.last=false``,
+so that heads stay dense), and ``seen`` all classes of tasks so far.
+
+Bounds: fine-tuning is ``replay=none``; ``mode=joint`` trains on all tasks at once for as many
+steps; ``mode=independent`` trains each task from the first weights and masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from sparsebench import data
+from sparsebench.continual import metrics, picture, streams
+from sparsebench.continual.replay import Replay
+from sparsebench.data import DataSets, TensorImages, TrainLoader
+from sparsebench.errors import UserError, bad_value
+from sparsebench.sparsity.composed import rounds_of
+from sparsebench.sparsity.examples import Examples
+from sparsebench.sparsity.masks import Masks
+from sparsebench.sparsity.method import Method
+from sparsebench.tasks.build import container
+from sparsebench.tasks.preflight import check_run
+from sparsebench.tasks.task import Prepared, Shape, Task, entry
+
+if TYPE_CHECKING:
+    from sparsebench.training.continual import ContinualLearner, Plan
+    from sparsebench.training.learner import Learner
+    from sparsebench.training.sparsify import Sparsify
+    from sparsebench.training.trainer import Fitted
+
+MODES = ("sequential", "joint", "independent")
+
+
+def choice(default: Any, *choices: Any) -> Any:
+    """A field that is one of some values."""
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the task."""
+
+    mode: str = choice("sequential", *MODES)
+    loss: str | None = choice(None, None, "sliced", "seen")
+    reset_optimizer: bool = choice(True, True, False)
+    method_over: str | None = choice(None, None, "task", "stream")
+
+
+class Continual(Task):
+    """Learns a stream; ``self.cfg.epochs`` are those of a task until all is checked."""
+
+    Options = Options
+
+    def load(self) -> DataSets:
+        """The data set of the config as a stream."""
+        cfg, joint = self.cfg, self.options.mode == "joint"
+        sets = data.load(container(cfg.data), allow=list(cfg.allow))
+        epochs = cfg.epochs * (cfg.stream.tasks if joint else 1)
+        keep = cfg.replay.name != "none"
+        self.stream = streams.build(cfg.stream, sets, epochs, joint=joint, keep=keep)
+        return self.stream.data
+
+    def shapes(self, input_shape: Shape, num_classes: int) -> tuple[Shape, int]:
+        """An output for each class of each task, or for each class of any."""
+        if self.cfg.stream.name == "none":
+            raise UserError(
+                "stream=none: task=continual needs a stream, such as stream=split_digits"
+            )
+        return input_shape, streams.outputs_of(self.cfg.stream, num_classes)
+
+    def prepare(self) -> Prepared:
+        """As any task; from here on ``epochs`` are those of the whole stream."""
+        self._check_config()
+        prepared = super().prepare()
+        self.task_cfg = self.cfg
+        self.cfg = _longer(self.cfg)
+        if not self._over_tasks(prepared.method) or self.options.mode == "joint":
+            check_run(self.cfg, prepared.data, prepared.model, prepared.method)
+        return prepared
+
+    # --- refusals ----------------------------------------------------------------------------
+
+    def _check_config(self) -> None:
+        cfg, mode = self.cfg, self.options.mode
+        for key, why in (
+            ("trainer.ema", "an average would mix the weights of several tasks"),
+            ("trainer.patience", "it would end the stream, not a task"),
+            ("training_flops", "give epochs"),
+        ):
+            if OmegaConf.select(cfg, key):
+                value = OmegaConf.select(cfg, key)
+                raise UserError(f"{key}={value}: not with task=continual; {why}")
+        if cfg.trainer.devices > 1:
+            raise UserError(
+                f"trainer.devices={cfg.trainer.devices}: task=continual runs on one device"
+            )
+        if mode == "independent" and cfg.stream.scenario == "class_il":
+            raise UserError(
+                "task.options.mode=independent: a network for each task can't tell classes of "
+                "different tasks apart; stream.scenario=task_il or domain_il"
+            )
+        self._check_replay()
+
+    def _check_replay(self) -> None:
+        cfg, replay, mode = self.cfg, self.cfg.replay, self.options.mode
+        if replay.name == "none":
+            return
+        if mode != "sequential":
+            raise UserError(f"replay={replay.name}: there is nothing to replay in mode={mode}")
+        if cfg.trainer.accumulate > 1:
+            raise UserError(
+                f"trainer.accumulate={cfg.trainer.accumulate}: not with replay={replay.name}"
+            )
+        batch = replay.batch or cfg.batch_size
+        key = "batch_size" if replay.batch is None else "replay.batch"
+        if replay.size < batch:
+            raise bad_value("replay.size", replay.size, f"smaller than a batch ({key}={batch})")
+
+    def check(self, prepared: Prepared) -> None:
+        """Methods that go back to earlier weights, and data that a buffer can't hold."""
+        cfg = self.cfg
+        per_epoch = len(prepared.data.train) // cfg.batch_size
+        if rounds_of(prepared.method, per_epoch * cfg.epochs, per_epoch):
+            raise UserError(
+                f"method={cfg.method.name}: it goes back to earlier weights, which knew fewer tasks"
+            )
+        if getattr(prepared.method, "needs_task", False) and cfg.stream.scenario == "class_il":
+            raise UserError(
+                f"stream.scenario=class_il: method={cfg.method.name} needs the task's identity"
+            )
+        if cfg.replay.name != "none":
+            self._recipe(prepared)
+
+    def _recipe(self, prepared: Prepared) -> Any:
+        train = prepared.data.train
+        assert isinstance(train, streams.Training)
+        part = train.parts[0]
+        images = part.images if isinstance(part, streams.View) else part.views[0].images
+        if not isinstance(images, TensorImages):
+            raise UserError(
+                f"replay={self.cfg.replay.name}: data={self.cfg.data.name} are decoded batch by "
+                "batch, and a buffer needs images that are in memory"
+            )
+        return images.recipe
+
+    # --- training ----------------------------------------------------------------------------
+
+    def _over_tasks(self, method: Method) -> bool:
+        """Whether the method's schedule begins anew with each task."""
+        if self.options.mode == "joint":
+            return False
+        if self.options.mode == "independent":
+            return True
+        if self.options.method_over is not None:
+            return bool(self.options.method_over == "task")
+        spec = getattr(method, "spec", None)
+        return spec is None or spec.sparsity_schedule == "constant"
+
+    def _plan(self, method: Method) -> Plan:
+        from sparsebench.training.continual import Plan
+
+        options, scenario = self.options, self.cfg.stream.scenario
+        sliced = options.loss == "sliced" if options.loss else scenario == "task_il"
+        joint = options.mode == "joint"
+        return Plan(
+            options.mode,
+            sliced=sliced,
+            reset=options.reset_optimizer,
+            restart=self._over_tasks(method),
+            epochs=self.cfg.epochs if joint else self.task_cfg.epochs,
+        )
+
+    def learner(self, prepared: Prepared) -> Learner:
+        """One that goes from task to task."""
+        from sparsebench.training.continual import ContinualLearner
+
+        cfg, plan = self.cfg, self._plan(prepared.method)
+        replay = None
+        if cfg.replay.name != "none":
+            replay = Replay(cfg.replay, cfg.batch_size, self._recipe(prepared), cfg.seed)
+        schedule = cfg if plan.mode == "joint" else self.task_cfg
+        return ContinualLearner(
+            prepared.model, schedule, self.stream, plan, replay, prepared.method
+        )
+
+    def sparsify(self, prepared: Prepared, learner: Learner) -> Sparsify:
+        """A method may look at data of the task that is being learned, not at others."""
+        found = super().sparsify(prepared, learner)
+        train, cfg = prepared.data.train, self.cfg
+        found.examples = Examples(
+            lambda seed: TrainLoader(train, cfg.batch_size, seed).batches(learner.current_epoch),
+            learner.example_loss,
+        )
+        if self._over_tasks(prepared.method):
+            found.total_steps = len(train) // cfg.batch_size * self.task_cfg.epochs
+        _ours(learner).sparsify = found
+        return found
+
+    # --- results -----------------------------------------------------------------------------
+
+    def figures(self, prepared: Prepared, learner: Learner) -> dict[str, Any]:
+        """All figures of a stream, bytes and distinct images of the buffer."""
+        learner = _ours(learner)
+        found: dict[str, Any] = {}
+        examples = [len(test) for test in self.stream.tests]
+        for scenario, matrix in self._matrices(learner).items():
+            before: metrics.Row = learner.record.before.get(scenario, [None] * len(examples))
+            empty: list[list[float | None]] = [[None] * len(examples) for _ in examples]
+            values = metrics.figures(matrix or empty, before, examples)
+            if self.options.mode == "independent":
+                values["acc"] = values["learning_accuracy"]
+            values["intransigence"] = None  # needs the run of mode=joint: see metrics
+            if scenario == self.stream.scenario:
+                found |= {f"continual/{name}": value for name, value in values.items()}
+            found |= {f"continual/{scenario}/{name}": value for name, value in values.items()}
+        if self.options.mode == "independent":  # the test of the last network means nothing
+            found |= {"test/loss": None, "test/accuracy": None}
+        if learner.replay is not None:
+            found["replay/distinct"] = learner.replay.buffer.distinct
+        session = learner.sparsify.session
+        assert session is not None
+        sizes = bytes_of(prepared.model, session.masks)
+        sizes["buffer"] = learner.replay.buffer.bytes if learner.replay else 0
+        sizes["total"] = sum(sizes.values())
+        return found | {f"bytes/{name}": value for name, value in sizes.items()}
+
+    def _matrices(self, learner: ContinualLearner) -> dict[str, Any]:
+        """R by scenario; None where nothing was measured."""
+        record = learner.record
+        found = {name: record.full(name) for name in record.matrices}
+        return {
+            name: matrix if any(a is not None for row in matrix for a in row) else None
+            for name, matrix in found.items()
+        }
+
+    def _test(self, prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+        found = super()._test(prepared, fitted)
+        learner, folder = _ours(fitted.module), fitted.measure.folder
+        matrices = self._matrices(learner)
+        picture.write_table(folder / "accuracy_matrix.csv", matrices)
+        if self.cfg.plots:
+            picture.draw(folder / "accuracy_matrix.png", matrices, folder.name)
+        names = prepared.data.class_names
+        return found | {
+            "accuracy_matrix": matrices[self.stream.scenario],
+            "accuracy_matrices": matrices,
+            "tasks": [
+                {"classes": [names[c] if names else str(c) for c in own], **shares}
+                for own, shares in zip(self.stream.classes, learner.record.shares, strict=False)
+            ],
+        }
+
+
+def _ours(learner: Learner) -> ContinualLearner:
+    from sparsebench.training.continual import ContinualLearner
+
+    assert isinstance(learner, ContinualLearner)
+    return learner
+
+
+def bytes_of(model: nn.Module, masks: Masks) -> dict[str, int]:
+    """Bytes of a sparse network: its weights, its masks, and all else (biases, heads, norms)."""
+    sizes, kept = masks.sizes, masks.nonzeros
+    partly = sum(size for name, size in sizes.items() if kept[name] < size)
+    sparse = {id(parameter) for parameter in masks.parameters.values()}
+    rest = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in sparse]
+    return {
+        "weights": 4 * sum(kept.values()),
+        "masks": -(-partly // 8),
+        "dense": sum(t.numel() * t.element_size() for t in rest),
+    }
+
+
+def _longer(cfg: DictConfig) -> DictConfig:
+    found = OmegaConf.create(cfg)
+    assert isinstance(found, DictConfig)
+    with open_dict(found):
+        found.epochs = cfg.epochs * cfg.stream.tasks
+    return found
+
+
+prepare, run = entry(Continual)

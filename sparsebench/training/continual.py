@@ -1,0 +1,279 @@
+"""The LightningModule that learns one task after the other.
+
+One fit goes through the whole stream, so that a checkpoint of any step is one of the run. What
+begins anew with a task begins at its first batch: the optimizer's state, the learning rate's
+schedule and, where it goes over tasks, that of the sparsity method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from sparsebench.continual.record import SCENARIOS, Accuracies, Record
+from sparsebench.continual.replay import Replay, cross_entropy
+from sparsebench.continual.streams import Batch, Present, Stream
+from sparsebench.data import EvalLoader
+from sparsebench.errors import UserError
+from sparsebench.sparsity.method import Method
+from sparsebench.sparsity.optimizer_state import forget
+from sparsebench.training.learner import Learner
+from sparsebench.training.sparsify import Sparsify
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stream is learned.
+
+    Attributes:
+        mode: ``sequential``, ``joint`` (all tasks at once) or ``independent`` (each from the
+            first weights).
+        sliced: a sample competes among the classes of its task only, else among those seen.
+        reset: the optimizer forgets at a new task.
+        restart: the method's schedule begins anew at a new task.
+        epochs: of each task; of all training where that is joint.
+    """
+
+    mode: str
+    sliced: bool
+    reset: bool
+    restart: bool
+    epochs: int
+
+
+class ContinualLearner(Learner):
+    """Cross-entropy over a stream, with or without replay.
+
+    Attributes:
+        sparsify: holds the masks; to be set before training.
+        record: what was measured so far.
+        task: the task that is being learned; -1 before training.
+    """
+
+    monitor = "accuracy"
+    mode = "max"
+    sparsify: Sparsify
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: DictConfig,
+        stream: Stream,
+        plan: Plan,
+        replay: Replay | None,
+        method: Method,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: maps inputs to logits (batch, outputs of the stream).
+            cfg: the whole config, ``epochs`` being those of one schedule of the learning rate.
+            stream: what is learned.
+            plan: how.
+            replay: what is kept of past tasks, if anything is.
+            method: the sparsity method.
+        """
+        super().__init__(model, cfg, {"loss": MeanMetric(), "accuracy": MeanMetric()}, method)
+        self.stream, self.plan, self.replay = stream, plan, replay
+        self.record = Record(len(stream.classes))
+        self.task = -1
+        self.knows_task = bool(getattr(method, "needs_task", False))
+        tasks, outputs = len(stream.classes), stream.outputs
+        own = torch.zeros(tasks, outputs, dtype=torch.bool)
+        for task in range(tasks):
+            own[task, stream.slice_of(task)] = True
+        self.register_buffer("own", own, persistent=False)  # [tasks, outputs]
+        self.register_buffer("seen", own.cumsum(0) > 0, persistent=False)
+        independent = plan.mode == "independent"
+        self._first = {n: t.clone() for n, t in model.state_dict().items()} if independent else {}
+
+    # --- the loss ----------------------------------------------------------------------------
+
+    def _seen(self) -> Tensor:
+        """Outputs of the tasks so far, bool [outputs]."""
+        assert isinstance(self.seen, Tensor)
+        known: Tensor = self.seen[-1 if self.plan.mode == "joint" else max(self.task, 0)]
+        return known
+
+    def _allowed(self, task: Tensor) -> Tensor:
+        """Outputs that samples of some tasks compete among in training."""
+        assert isinstance(self.own, Tensor)
+        return self.own[task] if self.plan.sliced else self._seen()
+
+    def train_loss(self, batch: Any) -> Tensor:
+        """Mean cross-entropy on a batch, and what replay adds."""
+        batch = Batch(*batch)
+        allowed = self._allowed(batch.task)
+        if self.replay is None:
+            return cross_entropy(self(batch.x), batch.y, allowed).mean()
+        loss = self.replay.loss(self, batch, allowed, self._seen())
+        self.extra_samples = self.replay.presented
+        return loss
+
+    def example_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean cross-entropy without replay."""
+        batch = Batch(*batch)
+        return cross_entropy(model(batch.x), batch.y, self._allowed(batch.task)).mean()
+
+    # --- from task to task -------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Measure the network before training."""
+        if self.plan.mode == "sequential" and not self.record.before:
+            self.record.before = self._accuracies(-1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """At the first batch of a task, begin it (a resumed run has begun its task already)."""
+        task = self.current_epoch // self.plan.epochs
+        if task != self.task:
+            self._begin(task)
+
+    def _begin(self, task: int) -> None:
+        self._move_to(task)
+        if task == 0:
+            return
+        session = self.sparsify.session
+        assert session is not None
+        if self.plan.reset:
+            forget(self.trainer.optimizers)
+        if self.plan.mode == "independent":
+            session.masks.reveal()
+            self.model.load_state_dict(self._first)
+            self.sparsify.start_anew(self.trainer, self).before_forward()
+        elif self.plan.restart:
+            session.state.step = 0
+
+    def _move_to(self, task: int) -> None:
+        self.task = task
+        if isinstance(self.stream.data.validation, Present):
+            self.stream.data.validation.part = task
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
+        """At the last batch of a task, test on all tasks."""
+        if not self.trainer.is_last_batch or (self.current_epoch + 1) % self.plan.epochs:
+            return
+        session = self.sparsify.session
+        assert session is not None
+        task = len(self.stream.classes) - 1 if self.plan.mode == "joint" else self.task
+        self.record.add(self._accuracies(task), session.masks)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule of the config, the schedule once for each task."""
+        found = super().configure_optimizers()
+        schedule, steps = found["lr_scheduler"]["scheduler"], self.steps_per_epoch * self.cfg.epochs
+        once = schedule.lr_lambdas
+        schedule.lr_lambdas = [lambda step, curve=each: curve(step % steps) for each in once]
+        return found
+
+    # --- tests -------------------------------------------------------------------------------
+
+    def _accuracies(self, task: int) -> Accuracies:
+        """Accuracy in percent on each task after ``task``, in each scenario that is sound.
+
+        Class-incremental: among the classes of all tasks so far, for these tasks. It is not for
+        a method that is told the task. Domain-incremental: for streams with shared outputs.
+        """
+        tasks = range(len(self.stream.classes))
+        found: Accuracies = {name: [None for _ in tasks] for name in SCENARIOS}
+        with self._testing():
+            for other in tasks:
+                if self.plan.mode == "independent" and other != task:
+                    continue
+                right = self._right(other, task)
+                for name, hits in right.items():
+                    found[name][other] = 100.0 * hits / len(self.stream.tests[other])
+        return found
+
+    def _right(self, other: int, task: int) -> dict[str, int]:
+        """Right answers on the test samples of ``other`` after ``task``, by scenario."""
+        assert isinstance(self.own, Tensor)
+        assert isinstance(self.seen, Tensor)
+        if self.stream.shared:
+            among = {"domain_il": self.own[other]}
+        else:
+            among = {"task_il": self.own[other]}
+            if other <= task and not self.knows_task and self.plan.mode != "independent":
+                among["class_il"] = self.seen[task]
+        hits = dict.fromkeys(among, 0)
+        size = max(2 * self.cfg.batch_size, 256)
+        for batch in EvalLoader(self.stream.tests[other], size):
+            logits = self(batch.x.to(self.device)).float()
+            y = batch.y.to(self.device)
+            for name, allowed in among.items():
+                answer = logits.masked_fill(~allowed, -torch.inf).argmax(1)
+                hits[name] += int((answer == y).sum())
+        return hits
+
+    @contextmanager
+    def _testing(self) -> Iterator[None]:
+        """The network as it is tested."""
+        assert self.sparsify.session is not None
+        self.sparsify.session.before_forward()
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def evaluate(self, batch: Any) -> None:
+        """Add a batch to loss and accuracy in the scenario that is asked."""
+        batch = Batch(*batch)
+        assert isinstance(self.own, Tensor)
+        allowed = self.own[batch.task] if self.stream.scenario == "task_il" else self._seen()
+        logits = self(batch.x).float().masked_fill(~allowed, -torch.inf)
+        loss = nn.functional.cross_entropy(logits, batch.y, reduction="none")
+        self.evaluation["loss"].update(loss)
+        self.evaluation["accuracy"].update((logits.argmax(1) == batch.y).float())
+
+    def row(self) -> dict[str, float]:
+        """The task of an epoch, and the accuracy on each task when it was last tested.
+
+        It is 0 for classes that were not seen yet, which nobody would answer.
+        """
+        if self.plan.mode != "sequential":
+            return {"task": self.task}
+        rows = self.record.matrices[self.stream.scenario]
+        last = rows[-1] if rows else self.record.before[self.stream.scenario]
+        known = {f"continual/task_{task}": value or 0.0 for task, value in enumerate(last)}
+        return {"task": self.task, **known}
+
+    # --- checkpoints -------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where in the stream training is, what was measured, and the buffer."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["continual"] = {
+            "classes": [list(own) for own in self.stream.classes],
+            "task": self.task,
+            "record": self.record.state_dict(),
+            "buffer": self.replay.buffer.state_dict() if self.replay else {},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back.
+
+        Raises:
+            UserError: the checkpoint's stream has its classes in another order.
+        """
+        super().on_load_checkpoint(checkpoint)
+        kept = checkpoint["continual"]
+        if kept["classes"] != [list(own) for own in self.stream.classes]:
+            raise UserError(
+                f"stream: the checkpoint's tasks have the classes {kept['classes']}, this run's "
+                f"{[list(own) for own in self.stream.classes]}; it can't be resumed"
+            )
+        self._move_to(kept["task"])
+        self.record.load_state_dict(kept["record"])
+        if self.replay:
+            self.replay.buffer.load_state_dict(kept["buffer"])
