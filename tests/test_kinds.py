@@ -1,9 +1,12 @@
 """The kind of each method: what Ten Lessons (arXiv 2302.02596) asks to be said of a comparison."""
 
+from dataclasses import asdict
+
 import pytest
 
 from sparsebench.library import method
 from sparsebench.sparsity.kind import Kind, kind_of
+from sparsebench.sweep.kinds import _from_config
 
 #: Name, when pruned, start, masks, pattern, gradient of absent weights; from the papers.
 PUBLISHED = [
@@ -41,3 +44,14 @@ def test_a_class_of_ones_own_says_what_it_is_or_not():
         kind = {"when": "during", "masks": "dynamic"}
 
     assert kind_of(Mine()) == Kind("during", "not said", "dynamic", "not said", "not said")
+
+
+def test_results_of_before_kinds_were_written_down_have_one_too():
+    spec = {"name": "rigl", "sparse": True, "drop": "magnitude", "grow": "gradient"}
+    config = {
+        "method": spec, "sparsity": 0.9, "distribution": {"name": "erk"},
+        "structure": {"name": "unstructured"}, "allow": [],
+    }  # fmt: skip
+    expected = asdict(kind_of(method("rigl")))
+    assert _from_config(config) == expected
+    assert _from_config({**config, "method": {**spec, "drop": "gone"}}) is None

@@ -73,7 +73,7 @@ def build_method(cfg: DictConfig) -> Method:
         ("structure", structure, ("name",)),
     ):
         for name in names:
-            if "." in str(options[name]):
+            if "." in str(options.get(name, "")):  # a config of before a dial was there
                 options[name] = resolve(options[name], f"{group}.{name}", list(cfg.allow))
     return build(
         MethodSpec(**values),
