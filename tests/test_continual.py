@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sparsebench.config.compose import compose
 from sparsebench.config.schema import ReplayConfig, StreamConfig
 from sparsebench.continual import metrics, streams
 from sparsebench.continual.buffer import Reservoir, slots
@@ -280,6 +281,17 @@ def test_the_order_of_classes_has_a_seed_of_its_own_and_changes_nothing_else():
     whole = tasks_of(StreamConfig(class_order_seed=3, shuffle="tasks"), 10)
     assert sorted(whole) == sorted(plain.classes)
     assert whole != plain.classes
+
+
+def test_superclasses_stay_together_whatever_their_order():
+    config = compose(["task=continual", "stream=split_cifar100_superclasses"]).stream
+    plain = tasks_of(config, 100)
+    assert plain[0] == (4, 30, 55, 72, 95)  # beaver, dolphin, otter, seal, whale
+    assert sorted(c for own in plain for c in own) == list(range(100))
+    config.class_order_seed = 1
+    other = tasks_of(config, 100)
+    assert other != plain
+    assert set(other) == set(plain)
 
 
 def test_samples_of_all_tasks_together_are_those_of_each():
