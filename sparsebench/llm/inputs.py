@@ -57,9 +57,10 @@ class Inputs:
             elif self.measures & {"squares", "moments"}:
                 self.squares += torch.linalg.vector_norm(x, dim=0).double().square()
             if "moments" in self.measures:
-                total = x.sum(0).double()
-                self.sums += total
-                self.within += len(x) * x.var(0, correction=0).double()
+                total = x.sum(0)
+                self.sums += total.double()
+                from_mean = torch.linalg.vector_norm(x - total / len(x), dim=0)
+                self.within += from_mean.double().square()
 
     @property
     def finite(self) -> bool:
