@@ -16,7 +16,8 @@ import sparsebench
 from sparsebench.files import write_text
 
 PACKAGES = ("sparsebench", "torch", "lightning", "hydra-core", "omegaconf", "torchvision", "timm",
-            "datasets", "torchmetrics", "numpy", "scikit-learn", "mnist1d")  # fmt: skip
+            "datasets", "torchmetrics", "numpy", "scikit-learn", "mnist1d",
+            "transformers")  # fmt: skip
 
 
 def describe(folder: Path) -> dict[str, Any]:
