@@ -25,6 +25,7 @@ NEEDS = {
     "model/torchvision": ["model.name=squeezenet1_0"],
     "model/custom": ["model._target_=sparsebench.models.tiny.tiny_mlp"],
     "structure/nm": ["structure.n=2", "structure.m=4"],
+    "structure/channel": ["method=set"],  # absent channels have no gradient to grow by
 }
 #: Options of tasks other than classification, tested with these.
 OF_TASKS = (
@@ -101,7 +102,8 @@ def test_a_method_is_at_most_fifteen_lines(name):
 def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
     pattern = compose([f"method={name}"]).structure.name == "nm"  # it says the sparsity
     density = "structure=nm_1_4" if pattern else "sparsity=0.75"
-    metrics = train(tmp_path, f"method={name}", density)
+    conv = ["model=tiny_conv"] if name == "group_channels" else []  # it prunes channels
+    metrics = train(tmp_path, f"method={name}", density, *conv)
     assert metrics["steps"] == STEPS
     kept = torch.load(next(tmp_path.glob("*/last.ckpt")), weights_only=True)
     packed = kept["callbacks"]["Sparsify"]["masks"]["packed"]
@@ -113,6 +115,10 @@ def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
         assert metrics["nonzeros"] == metrics["weights"] == WEIGHTS
     elif name == "small_dense":
         assert metrics["nonzeros"] == metrics["weights"] <= WEIGHTS / 4
+    elif name == "group_channels":  # whole channels, next to what was asked for
+        assert metrics["nonzeros"] == pytest.approx(metrics["weights"] / 4, rel=0.1)
+    elif name == "srigl":  # each row the same number, rounded down
+        assert WEIGHTS / 4 - 58 < metrics["nonzeros"] <= WEIGHTS / 4
     elif name in ("str", "movement_soft"):  # how sparse they get is found, not set
         assert metrics["nonzeros"] <= metrics["weights"] == WEIGHTS
         return
@@ -244,6 +250,7 @@ def test_the_schema_offers_just_what_the_registry_has():
         "MethodSpec.also": tuple(registry.SCORES),
         "MethodSpec.drop": tuple(registry.SCORES),
         "MethodSpec.grow": tuple(registry.GROWERS),
+        "MethodSpec.grown": tuple(registry.GROWN),
         "MethodSpec.drop_schedule": tuple(registry.DROP_SCHEDULES),
         "MethodSpec.redistribute": tuple(registry.SHARES),
         "DistributionSpec.name": tuple(registry.DISTRIBUTIONS),

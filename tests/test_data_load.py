@@ -162,7 +162,12 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_there_is_a_config_for_every_set():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(NAMES)
+    images = {
+        path.stem
+        for path in CONFIGS.glob("*.yaml")
+        if "sparsebench.data.builtin." in path.read_text()  # others are for tasks of their own
+    }
+    assert images == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,11 @@ from sparsebench.models import build, matched_width
 from sparsebench.models.common import scaled
 
 CONFIGS = {path.stem: path for path in (Path(__file__).parents[1] / "configs/model").glob("*.yaml")}
+#: Networks of tasks other than classification, tested with these.
+OTHERS = {
+    "autoencoder", "matrix_factorisation", "forecaster", "relu_dynamics",
+    *(name for name, path in CONFIGS.items() if "sparsebench.llm." in path.read_text()),
+}  # fmt: skip
 KEYS = "name _target_ width num_classes pretrained checkpoint hidden depth widen stem dropout args"
 SHAPES = {"mlp": (1, 28, 28), "lenet_300_100": (1, 28, 28), "lenet5": (1, 28, 28)}
 SHAPES |= dict.fromkeys(("tiny_mlp", "tiny_conv", "tiny_vit"), (1, 8, 8))
@@ -171,7 +176,7 @@ def test_config_file(name):
     assert values["name"] == ("???" if name in NAMED else name)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"custom"}))
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - OTHERS - {"custom"}))
 def test_forward_and_backward_on_the_meta_device(name):
     model = make_meta(name, None, 7)
     logits = model(torch.empty(2, *shape_of(name), device="meta"))
@@ -316,7 +321,9 @@ def test_width_multiplies_hidden_sizes_only():
     assert vit.blocks[0].attn.qkv.weight.shape == (24, 8)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"custom", "timm", "torchvision"}))
+@pytest.mark.parametrize(
+    "name", sorted(CONFIGS.keys() - OTHERS - {"custom", "timm", "torchvision"})
+)
 def test_width_changes_every_model_that_has_one(name):
     if name == "mnist1d_logistic":
         with pytest.raises(UserError, match=r"model\.width=2\.0: .* its dials are: none"):
