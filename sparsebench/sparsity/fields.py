@@ -15,7 +15,9 @@ Options = TypeVar("Options")
 def check_fields(values: Any, key: str, kind: Any = None) -> None:
     """Check each field of a dataclass, or of a config node of its shape, by its metadata."""
     for spec in fields(kind or values):
-        check_field(getattr(values, spec.name), f"{key}.{spec.name}", spec.metadata)
+        # a config node's attribute may be a method of dictionaries, such as `update`
+        value = values[spec.name] if isinstance(values, Mapping) else getattr(values, spec.name)
+        check_field(value, f"{key}.{spec.name}", spec.metadata)
 
 
 def check_field(value: Any, key: str, rules: Mapping[str, Any]) -> None:

@@ -65,6 +65,7 @@ class Chase(Composed):
         dead: removed channels, bool, by the name of the weight that made them.
     """
 
+    kind: ClassVar[dict[str, str]] = {"pattern": "unstructured and channel"}
     Options: ClassVar[type] = Options
     #: Whether the final network may be smaller than it was built.
     removes_channels: ClassVar[bool] = True

@@ -61,6 +61,7 @@ class GroupChannels(Composed):
     """Train with a penalty, remove channels once, fine-tune what is left."""
 
     Options: ClassVar[type] = Options
+    kind: ClassVar[dict[str, str]] = {"pattern": "channel"}
     #: Whether the final network may be smaller than it was built.
     removes_channels: ClassVar[bool] = True
 
