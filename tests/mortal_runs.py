@@ -234,7 +234,9 @@ def empty(path):
 
 
 def flip(path):
-    """One bit, in the middle of a weight."""
+    """One bit, in the middle of the largest weight."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    weight = max(load(path)["state_dict"].values(), key=lambda tensor: tensor.numel())
+    bits = weight.numpy().tobytes()
+    content[content.index(bits) + len(bits) // 2] ^= 1
     path.write_bytes(content)

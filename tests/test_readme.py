@@ -27,6 +27,7 @@ COMMANDS = [
 # What makes a command small enough for a test, without leaving out any of its own words.
 SMALLER = {
     "task=profile": [],
+    "training_flops": ["epochs=2", "method.every=5it", "model=tiny_mlp"],
     "+table=cifar": [
         *("hydra/launcher=basic", "seed=0", "sparsity=0.8", "epochs=1", "batch_size=16"),
         *("method.every=1it", "data.validation=0", "data.subset=null", "data.train_size=null"),

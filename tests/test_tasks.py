@@ -52,7 +52,8 @@ def train(folder, *words):
 
 
 def test_the_tasks_that_train_are_all_tested_here():
-    assert set(ALL) == set(TASKS) - {"profile", "prune_llm"}
+    others = {"profile", "prune_llm"}  # these train nothing
+    assert set(ALL) == set(TASKS) - others - {"continual"}  # has a stream, and tests of its own
 
 
 @pytest.mark.parametrize("name", ALL)
