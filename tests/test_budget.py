@@ -39,6 +39,14 @@ def test_dense_training_has_its_own_length(tmp_path, monkeypatch):
     assert json.loads((rows / "result.json").read_text())["metrics"]["epochs"] == 2
 
 
+def test_a_training_too_short_for_its_updates_is_no_end_of_the_search(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in WORDS if word != "method.every=2it"]
+    cfg = compose([*words, "method=set", "sparsity=0.8", "method.every=20it", "training_flops=2.0"])
+    epochs = run(cfg)["metrics"]["epochs"]  # 1 epoch has 9 steps
+    assert epochs >= 0.9 * 2.0 * 4 / 0.2
+
+
 def test_too_small_a_budget_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="training_flops=0.01: does not pay for one epoch"):

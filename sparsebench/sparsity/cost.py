@@ -73,7 +73,10 @@ def epochs_for(
 
     def affordable(number: int) -> bool:
         stretches = forecast(method, shapes, number * per_epoch, per_epoch)
-        relative = training_cost(stretches, flops, sizes, dense_forward, 1).relative
+        try:
+            relative = training_cost(stretches, flops, sizes, dense_forward, 1).relative
+        except UserError:  # too short for the update window, and cheaper than any that is not
+            return True
         return relative * number <= budget * epochs * (1 + 1e-9)
 
     if not affordable(1):
