@@ -37,7 +37,7 @@ class LanguageModel:
     @property
     def vocabulary(self) -> int:
         """Number of embeddings."""
-        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
+        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]  # a method, whatever nn.Module says
         found: int = embeddings.weight.shape[0]
         return found
 

@@ -39,11 +39,11 @@ class Groups(Unstructured):
 
     def owners(self, shape: Shape) -> Tensor:
         """For each weight, flat, the number of its group."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each subclass has its own
 
     def number(self, shape: Shape) -> int:
         """Number of groups of a weight."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each subclass has its own
 
     def count(self, shape: Shape, weights: int) -> int:
         """The whole number of groups nearest to this many weights; at least one."""
