@@ -157,8 +157,16 @@ def _of_hub(key: str, known: Known, split: str) -> list[str]:
         raise UserError(f"{key}.split={split}: {'/'.join(known.hub)} on the hub: {said}") from error
 
 
-def check_apart(calibration: Text, evaluation: Text) -> None:
-    """Refuse calibration on text that the model is measured on.
+def check_apart(
+    calibration: Text, evaluation: Text, key: str = "calibration", other: str = "eval"
+) -> None:
+    """Refuse calibration, or training, on text that the model is measured on.
+
+    Args:
+        calibration: text that the model is to see.
+        evaluation: text that it is measured on.
+        key: config group of the one, for messages.
+        other: config group of the other.
 
     Raises:
         UserError: they are one split, or share a row long enough to tell.
@@ -173,8 +181,8 @@ def check_apart(calibration: Text, evaluation: Text) -> None:
         what = "are the same text" if same else f"share {len(shared)} lines"
         first = f", such as '{sorted(shared)[0][:60]}...'" if shared and not same else ""
         raise UserError(
-            f"calibration.dataset={calibration.name} calibration.split={calibration.split}: it and "
-            f"eval.dataset={evaluation.name} eval.split={evaluation.split} {what}{first}"
+            f"{key}.dataset={calibration.name} {key}.split={calibration.split}: it and "
+            f"{other}.dataset={evaluation.name} {other}.split={evaluation.split} {what}{first}"
         )
 
 

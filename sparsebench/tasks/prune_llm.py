@@ -8,7 +8,6 @@ masks (``save_masks``) and the model as a folder of transformers (``save_model``
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 import sys
@@ -21,9 +20,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError, bad_value
 from sparsebench.files import check_room, write_atomically
+from sparsebench.llm.building import language_model, on_device
 from sparsebench.llm.card import card
 from sparsebench.llm.layers import Block, find_blocks, others
 from sparsebench.llm.models import LanguageModel, save_folder
@@ -33,7 +32,7 @@ from sparsebench.llm.pipeline import Outcome, Pipeline
 from sparsebench.llm.spec import PrunerSpec
 from sparsebench.llm.text import calibration_samples, check_apart, load_text, tokens_of
 from sparsebench.sparsity.nm_rules import is_nm
-from sparsebench.tasks.build import container, own_code
+from sparsebench.tasks.build import container
 from sparsebench.training.outcome import peak_memory
 
 BLOCKS = "blocks"  # finished blocks of a run that goes on
@@ -70,7 +69,7 @@ def prepare(cfg: DictConfig) -> Prepared:
         text = load_text("calibration", cfg.calibration.dataset, cfg.calibration.split, data)
         check_apart(text, test)
         notes.append(f"calibration: {text.name} ({text.split})")
-    language = _model(cfg)
+    language = on_device(cfg, language_model(cfg))
     blocks = find_blocks(language.model)
     if left := others(blocks):
         notes.append(f"dense, since in no linear layer: {', '.join(left)}")
@@ -88,26 +87,6 @@ def prepare(cfg: DictConfig) -> Prepared:
         raise bad_value("eval.lengths", list(cfg.eval.lengths), allowed)
     seconds = time.perf_counter() - begin
     return Prepared(language, blocks, parts, nm, samples, ids, notes, seconds)
-
-
-def _model(cfg: DictConfig) -> LanguageModel:
-    """Call the builder that the config names."""
-    target = str(cfg.model["_target_"])
-    builder: Any = resolve(target, "model._target_", list(cfg.allow))
-    given = container(cfg.model)["args"]
-    known = inspect.signature(builder).parameters
-    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    for name in given:
-        if name not in known and not free:
-            allowed = f"not an option of '{cfg.model.name}'"
-            raise bad_value(f"model.args.{name}", given[name], allowed, known)
-    with own_code("model._target_", target):
-        language: LanguageModel = builder(path=cfg.model.path, seed=cfg.seed, **given)
-    if cfg.trainer.accelerator in ("gpu", "cuda") or (
-        cfg.trainer.accelerator == "auto" and torch.cuda.is_available()
-    ):
-        language.model.to("cuda")
-    return language
 
 
 def _pattern(cfg: DictConfig, spec: PrunerSpec) -> tuple[int, int] | None:
@@ -195,26 +174,6 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     return {"metrics": metrics, "layers": layers, "notes": notes}
 
 
-def _measure(cfg: DictConfig, prepared: Prepared, say: Progress, what: str) -> list[Perplexity]:
-    found = []
-    for length in cfg.eval.lengths:
-        begin = time.perf_counter()
-
-        def report(done: int, total: int, begin: float = begin, length: int = length) -> None:
-            say(f"{what} at {length}", done, total, time.perf_counter() - begin)
-
-        found.append(
-            perplexity(
-                prepared.language.model,
-                prepared.evaluation,
-                length,
-                cfg.eval.max_segments,
-                report,
-            )
-        )
-    return found
-
-
 def _key(cfg: DictConfig, prepared: Prepared) -> str:
     """All that decides what a finished block is, beside the run's own identity."""
     total = hashlib.sha256(f"{prepared.language.source} {len(prepared.blocks)}".encode())
@@ -223,78 +182,3 @@ def _key(cfg: DictConfig, prepared: Prepared) -> str:
     for linear in (prepared.blocks[0].linears[0], prepared.blocks[-1].linears[-1]):
         total.update(linear.weight.float().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
-
-
-def _counts(prepared: Prepared, outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Counts of the model as it is, over the linear layers and over all."""
-    layers: dict[str, Any] = {}
-    for linear in (linear for block in prepared.blocks for linear in block.linears):
-        weight = linear.weight
-        nonzeros = int(torch.count_nonzero(weight))
-        layers[linear.name] = {
-            "order": len(layers),
-            "shape": list(weight.shape),
-            "weights": weight.numel(),
-            "nonzeros": nonzeros,
-            "sparsity": 1.0 - nonzeros / weight.numel(),
-            "given": outcome.sparsities[linear.name],
-        }
-    weights = sum(layer["weights"] for layer in layers.values())
-    nonzeros = sum(layer["nonzeros"] for layer in layers.values())
-    everything = sum(p.numel() for p in prepared.language.model.parameters())
-    metrics = {
-        "parameters": everything,
-        "weights": weights,
-        "nonzeros": nonzeros,
-        "sparsity": 1.0 - nonzeros / weights,
-        "sparsity_all": (weights - nonzeros) / everything,
-    }
-    return metrics, layers
-
-
-def _save(
-    cfg: DictConfig,
-    folder: Path,
-    prepared: Prepared,
-    outcome: Outcome,
-    metrics: dict[str, Any],
-) -> None:
-    """What was asked for beside ``result.json``."""
-    from safetensors.torch import save
-
-    masks = save(
-        {name: bits.cpu() for name, bits in outcome.masks.items()},
-        metadata={"shapes": json.dumps(_shapes(prepared))},
-    )
-    if cfg.save_masks:
-        write_atomically(folder / "masks.safetensors", lambda file: file.write(masks))
-    if cfg.save_model:
-        model = prepared.language.model
-        check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
-        text = card(cfg, metrics, prepared.notes)
-        save_folder(model, prepared.language.tokenizer, folder / "model", {"README.md": text})
-        write_atomically(folder / "model" / "masks.safetensors", lambda file: file.write(masks))
-
-
-def _shapes(prepared: Prepared) -> dict[str, list[int]]:
-    parameters = dict(prepared.language.model.named_parameters())
-    return {
-        linear.name: list(parameters[linear.name].shape)
-        for block in prepared.blocks
-        for linear in block.linears
-    }
-
-
-class Progress:
-    """One line on a terminal: what is done, of how much, and the time left."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted and sys.stderr.isatty()
-
-    def __call__(self, what: str, done: int, total: int, spent: float) -> None:
-        """Say it."""
-        if not self.wanted:
-            return
-        left = spent / done * (total - done)
-        end = "\n" if done == total else ""
-        print(f"\r{what}: {done}/{total}, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,48 @@
+"""The language model that a config names, from its builder."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from sparsebench.config.importing import resolve
+from sparsebench.errors import bad_value
+from sparsebench.llm.models import LanguageModel
+from sparsebench.tasks.build import container, own_code
+
+
+def language_model(cfg: DictConfig) -> LanguageModel:
+    """Call the builder with ``path``, ``seed`` and its own ``args``.
+
+    One that has a parameter ``outer`` gets the whole config, such as a model that is trained
+    here first and has to find the same data.
+
+    Raises:
+        UserError: an argument that the builder does not take, or whatever it refuses.
+    """
+    target = str(cfg.model["_target_"])
+    builder: Any = resolve(target, "model._target_", list(cfg.allow))
+    given = container(cfg.model)["args"]
+    known = inspect.signature(builder).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in given:
+        if name not in known and not free:
+            allowed = f"not an option of '{cfg.model.name}'"
+            raise bad_value(f"model.args.{name}", given[name], allowed, known)
+    if "outer" in known:
+        given["outer"] = cfg
+    with own_code("model._target_", target):
+        language: LanguageModel = builder(path=cfg.model.path, seed=cfg.seed, **given)
+    return language
+
+
+def on_device(cfg: DictConfig, language: LanguageModel) -> LanguageModel:
+    """Move the model to the GPU where the config wants it there."""
+    if cfg.trainer.accelerator in ("gpu", "cuda") or (
+        cfg.trainer.accelerator == "auto" and torch.cuda.is_available()
+    ):
+        language.model.to("cuda")
+    return language
