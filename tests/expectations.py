@@ -202,3 +202,11 @@ EXPECTATIONS |= {
 
 # A revived sensor begins at a factor that was there at initialisation, and not at 0.
 EXPECTATIONS["dynst"] = Expectation(new_from_zero=False)
+
+
+def sparcl(t: int, sizes: dict[str, int]) -> int:
+    """SparCL (2209.09476): one point more than the target until the first update."""
+    return round((0.21 if t < EVERY else 0.2) * sum(sizes.values()))
+
+
+EXPECTATIONS["sparcl"] = Expectation(nonzeros=sparcl, until=0.9, draws=True)

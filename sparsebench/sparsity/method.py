@@ -32,6 +32,9 @@ class TrainState:
         notes: sentences for the result, such as an update that was left out.
         data: training batches, for methods that look at some beside training.
         resuming: masks of a checkpoint follow, so the first ones need no choosing.
+        memory: batches of what is replayed of earlier tasks, if anything is.
+        looked_at: samples that the method took forward and backward beside training since they
+            were last counted.
     """
 
     model: nn.Module
@@ -44,6 +47,8 @@ class TrainState:
     notes: list[str] = field(default_factory=list)
     data: Examples = field(default_factory=Examples)
     resuming: bool = False
+    memory: Examples = field(default_factory=Examples)
+    looked_at: int = 0
 
 
 class Method(Protocol):

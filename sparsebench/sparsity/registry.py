@@ -33,6 +33,7 @@ SCORES = {
     **_in("cannistraci", "relative_importance", "magnitude_soft"),
     **_in("methods.movement", "movement"),
     **_in("methods.mest", mest="importance"),
+    **_in("methods.sparcl", "cwi"),
 }
 #: How new connections are found: any score (the highest are grown), or a sampler.
 GROWERS = {**SCORES, **_in("scores", "unexplored")}
@@ -63,6 +64,7 @@ OBSERVERS = {
     **_in("methods.deepr", sign="Sign"),
     **_in("methods.movement", movement="Movement"),
     **_in("methods.mest", weighted_gradient="WeightedGradient"),
+    **_in("methods.sparcl", sensitivity="Sensitivity"),
 }
 #: Methods that are more than a combination of parts: classes built on ``Composed``.
 ENGINES = {
@@ -76,6 +78,7 @@ ENGINES = {
     **_in("methods.dsr", dsr="DSR"),
     **_in("methods.topkast", topkast="TopKast"),
     **_in("methods.mest", mest="Mest"),
+    **_in("methods.sparcl", sparcl="SparCL"),
     **_in("methods.g2gnet", g2gnet="G2GNet"),
     **_in("methods.srigl", srigl="SRigL"),
     **_in("methods.chase", chase="Chase"),

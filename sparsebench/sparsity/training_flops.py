@@ -59,6 +59,10 @@ class TrainingFlops:
         self.steps += 1
         self.dense_gradient_steps += dense_gradient
 
+    def add_beside(self, flops: float) -> None:
+        """Count what was computed beside a step, such as gradients that decide about masks."""
+        self.total += flops
+
     @property
     def relative(self) -> float:
         """FLOPs as a multiple of dense training on the same samples; 0 before the first step."""

@@ -17,7 +17,9 @@ from sparsebench.sparsity.composed import rounds_of
 from sparsebench.sparsity.method import Method
 from sparsebench.training.optimizers import build_optimizer, build_schedule
 
-_PLAIN = frozenset({"_current_fx_name", "_loss_sum", "_loss_count", "extra_samples"})
+_PLAIN = frozenset(
+    {"_current_fx_name", "_loss_sum", "_loss_count", "extra_samples", "extra_passes"}
+)
 
 
 class Learner(LightningModule):
@@ -32,6 +34,8 @@ class Learner(LightningModule):
         last_validation: figures of the last validation.
         steps_per_epoch: optimizer steps of an epoch; to be set before training.
         extra_samples: samples that the last step learned beside its batch; they cost FLOPs.
+        extra_passes: forward passes of one sample, or passes that cost as much, beside training
+            since they were last counted.
     """
 
     monitor: ClassVar[str] = "loss"
@@ -65,8 +69,14 @@ class Learner(LightningModule):
         self.last_validation: dict[str, float] = {}
         self.steps_per_epoch = 0
         self.extra_samples = 0
+        self.extra_passes = 0
         self._loss_sum = torch.zeros(())
         self._loss_count = 0
+
+    @property
+    def schedule_steps(self) -> int:
+        """Optimizer steps of one schedule of the learning rate."""
+        return int(self.steps_per_epoch * self.cfg.epochs)
 
     # --- what a task says ------------------------------------------------------------------
 
@@ -177,7 +187,7 @@ class Learner(LightningModule):
         fused = self.cfg.trainer.precision != "16"
         allow = tuple(self.cfg.allow)
         optimizer = build_optimizer(self.model, self.cfg.optimizer, allow, fused=fused)
-        total = per_epoch * self.cfg.epochs
+        total = self.schedule_steps
         rounds = rounds_of(self.method, total, per_epoch)
         schedule = build_schedule(optimizer, self.cfg.schedule, total, per_epoch, rounds)
         return {

@@ -107,6 +107,9 @@ class Measure(Callback):
         assert isinstance(pl_module, Learner)
         samples = self.batch + pl_module.extra_samples
         self.training.add(self._forward, samples, dense_gradient=session.dense_gradient, **parts)
+        passes = 3 * session.state.looked_at + pl_module.extra_passes
+        self.training.add_beside(passes * self._forward)
+        session.state.looked_at = pl_module.extra_passes = 0
         if session.masks.version != self._version:
             self._look()
 

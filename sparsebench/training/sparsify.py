@@ -36,6 +36,8 @@ class Sparsify(Callback):
         module: str | None = None,
         examples: Examples | None = None,
         total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        memory: Examples | None = None,
     ) -> None:
         """Say which method.
 
@@ -49,6 +51,8 @@ class Sparsify(Callback):
             examples: training batches, for methods that look at some before training, such as
                 SNIP; default is the trainer's loader, with cross-entropy on (x, y).
             total_steps: that the method's schedule goes over; default is all of training.
+            steps_per_epoch: of an epoch, where epochs differ.
+            memory: batches of what is replayed of earlier tasks.
         """
         self.module = module
         self.method = as_method(method, sparsity)
@@ -56,6 +60,8 @@ class Sparsify(Callback):
         self.seed = seed
         self.examples = examples
         self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.memory = memory or Examples()
         self.session: Session | None = None
         self._loaded: dict[str, Any] | None = None
         self._hook: Any = None
@@ -75,12 +81,13 @@ class Sparsify(Callback):
             getattr(pl_module, self.module) if self.module else pl_module,
             trainer.optimizers,
             total_steps=int(total),
-            steps_per_epoch=None if per_epoch is None else int(per_epoch),
+            steps_per_epoch=self.steps_per_epoch or (None if per_epoch is None else int(per_epoch)),
             seed=trainer.strategy.broadcast(seed),  # all ranks draw the same
             selector=self.selector,
             resume=self._loaded,
             examples=self.examples or Examples(lambda seed: iter(_loader(trainer))),
         )
+        self.session.state.memory = self.memory
         self._loaded = None
         self._trainer = trainer
         self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)
