@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from sparsebench.errors import UserError
 from sparsebench.llm.inputs import Inputs
-from sparsebench.llm.layers import Block, Linear
+from sparsebench.llm.layers import Block, Linear, device_of
+from sparsebench.llm.onfile import OnFile
 
 #: Arguments of a block that hold what earlier tokens left: there are none.
 CACHES = ("past_key_value", "past_key_values", "layer_past", "past", "cache_position")
@@ -30,7 +32,11 @@ class Activations:
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[Block], samples: Sequence[Tensor]
+        self,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        samples: Sequence[Tensor],
+        folder: Path | None = None,
     ) -> None:
         """Run all that comes before the first block.
 
@@ -38,6 +44,7 @@ class Activations:
             model: a causal language model.
             blocks: its decoder blocks.
             samples: token ids, (tokens) each, all of one length.
+            folder: where the hidden states are held in a file; None: in memory.
 
         Raises:
             UserError: the sequences differ in length, so that arguments can't be shared.
@@ -46,9 +53,9 @@ class Activations:
             raise UserError("calibration: all sequences must have the same length")
         self.blocks = blocks
         self.at = 0
-        self.hidden: list[Tensor] = []
+        self.hidden: list[Tensor] | OnFile = OnFile(folder) if folder else []
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * len(blocks)
-        device = next(blocks[0].module.parameters()).device
+        device = device_of(model)
         with _recorded(blocks, self._record), torch.no_grad():
             for sample in samples:
                 with suppress(_Stop):
@@ -66,7 +73,8 @@ class Activations:
         if number == 0:
             self.hidden.append(hidden)
             if len(self.hidden) == 1:  # the form of what a block gives must be known once
-                self._form_of(real(hidden, *args[1:], **given))
+                with self.blocks[0].loaded():
+                    self._form_of(real(hidden, *args[1:], **given))
         if number == len(self.blocks) - 1:  # the head behind costs as much as many blocks
             raise _Stop
         return (hidden, *self._rest) if self._tuple else hidden
@@ -85,9 +93,28 @@ class Activations:
     @torch.no_grad()
     def carry(self) -> None:
         """Bring all sequences through the next block, as it is now."""
-        for number in range(len(self.hidden)):
-            self.hidden[number] = self.through(number)
+        with self.blocks[self.at].loaded():
+            for number in range(len(self.hidden)):
+                self.hidden[number] = self.through(number)
         self.at += 1
+
+    @contextmanager
+    def ended(self, number: int, tokens: int | None = None) -> Iterator[None]:
+        """Have the blocks give what they have made of a sequence, to run what is behind them.
+
+        Args:
+            number: of the sequence.
+            tokens: only so many, from its start; None: all.
+        """
+        made = self.hidden[number][:, :tokens]
+
+        def give(block: int, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            given = args[0] if args else kwargs["hidden_states"]
+            hidden = made if block == len(self.blocks) - 1 else given
+            return (hidden, *self._rest) if self._tuple else hidden
+
+        with _recorded(self.blocks, give):
+            yield
 
     @torch.no_grad()
     def measure(self, measures: Collection[str], carry: bool = False) -> dict[str, Inputs]:
@@ -108,7 +135,7 @@ class Activations:
         """
         block = self.blocks[self.at]
         watch = _Watch(block.linears, measures, stop=not carry)
-        with watch:
+        with block.loaded(), watch:
             for number in range(len(self.hidden)):
                 with suppress(_Stop):
                     out = self.through(number)

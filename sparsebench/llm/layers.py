@@ -7,8 +7,11 @@ most of the linear weights, which is so for LLaMA, OPT, GPT-2, GPT-NeoX, Qwen, M
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import UserError
@@ -40,14 +43,55 @@ class Linear:
         assert isinstance(stored, Tensor)
         return stored.detach().t() if self.transposed else stored.detach()
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape that the model's own parameter has."""
+        shape = tuple(self.weight.shape)
+        return shape[::-1] if self.transposed else shape
+
+
+class Source(Protocol):
+    """Where the weights of blocks are while nobody works with them."""
+
+    def load(self, block: Block) -> None:
+        """Bring them into the model."""
+
+    def drop(self, block: Block) -> None:
+        """Take them out again."""
+
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block: its name in the model, the module, and its linear layers in order."""
+    """A decoder block.
+
+    Attributes:
+        name: in the model.
+        module: the block itself.
+        linears: its linear layers in order.
+        source: of weights that come into memory only while they are needed; None: are there.
+    """
 
     name: str
     module: nn.Module
     linears: tuple[Linear, ...]
+    source: Source | None = None
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Have the weights in memory; changes are lost if they come from elsewhere."""
+        if self.source is None or not next(self.module.parameters()).is_meta:
+            yield
+            return
+        self.source.load(self)
+        try:
+            yield
+        finally:
+            self.source.drop(self)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes, whose blocks may not be in memory."""
+    return next(p.device for p in model.parameters() if not p.is_meta)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -59,8 +103,12 @@ def is_linear(module: nn.Module) -> bool:
     return conv1d and weight is not None and weight.ndim == 2
 
 
-def find_blocks(model: nn.Module) -> list[Block]:
+def find_blocks(model: nn.Module, source: Source | None = None) -> list[Block]:
     """The decoder blocks of a model, in order.
+
+    Args:
+        model: a causal language model.
+        source: of the blocks' weights, if they are not in memory.
 
     Raises:
         UserError: there are none; it says what was looked for.
@@ -80,7 +128,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
             for inner, layer in module.named_modules()
             if is_linear(layer)
         )
-        blocks.append(Block(name, module, linears))
+        blocks.append(Block(name, module, linears, source))
     return blocks
 
 

@@ -157,7 +157,11 @@ def _dequantise(file: Path, kept: Path) -> None:
 
 
 def save_folder(
-    model: Any, tokenizer: Any, folder: Path, more: Mapping[str, str] | None = None
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    more: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] = lambda fresh: None,
 ) -> None:
     """Write a model as transformers reads it, whole or not at all.
 
@@ -166,6 +170,7 @@ def save_folder(
         tokenizer: its own; one that can't be saved is left out.
         folder: replaced if it is there.
         more: further text files by name.
+        finish: writes what else belongs into the folder, before it takes its place.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
@@ -187,6 +192,7 @@ def save_folder(
             tokenizer.save_pretrained(fresh)
         for name, text in (more or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
+        finish(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     except OSError as error:

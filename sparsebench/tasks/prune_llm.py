@@ -8,27 +8,26 @@ masks (``save_masks``) and the model as a folder of transformers (``save_model``
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from sparsebench.errors import UserError, bad_value
-from sparsebench.files import check_room, write_atomically
 from sparsebench.llm.building import language_model, on_device
 from sparsebench.llm.card import card
+from sparsebench.llm.counts import counts
+from sparsebench.llm.evaluate import Evaluation
+from sparsebench.llm.export import save_masks, save_model
 from sparsebench.llm.layers import Block, find_blocks, others
-from sparsebench.llm.models import LanguageModel, save_folder
+from sparsebench.llm.models import LanguageModel
 from sparsebench.llm.parts import Parts
-from sparsebench.llm.perplexity import Perplexity, perplexity
-from sparsebench.llm.pipeline import Outcome, Pipeline
+from sparsebench.llm.pipeline import Pipeline
+from sparsebench.llm.progress import Progress
 from sparsebench.llm.spec import PrunerSpec
 from sparsebench.llm.text import calibration_samples, check_apart, load_text, tokens_of
 from sparsebench.sparsity.nm_rules import is_nm
@@ -47,7 +46,7 @@ class Prepared:
     method: Parts
     nm: tuple[int, int] | None
     samples: list[Tensor]
-    evaluation: Tensor
+    evaluation: Evaluation
     notes: list[str]
     seconds: float
 
@@ -86,7 +85,8 @@ def prepare(cfg: DictConfig) -> Prepared:
         allowed = f"'{test.name}' ({test.split}) has {len(ids)} tokens"
         raise bad_value("eval.lengths", list(cfg.eval.lengths), allowed)
     seconds = time.perf_counter() - begin
-    return Prepared(language, blocks, parts, nm, samples, ids, notes, seconds)
+    evaluation = Evaluation(cfg.eval, language, ids)
+    return Prepared(language, blocks, parts, nm, samples, evaluation, notes, seconds)
 
 
 def _pattern(cfg: DictConfig, spec: PrunerSpec) -> tuple[int, int] | None:
@@ -126,18 +126,15 @@ def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts) -> No
 
 def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Measure, prune, measure; give what goes into ``result.json``."""
-    language, parts = prepared.language, prepared.method
-    say = Progress(not cfg.quiet)
-    names = [f"{cfg.eval.dataset}@{length}" for length in cfg.eval.lengths]
-    dense: list[Perplexity] = []
+    say, metrics = Progress(not cfg.quiet), {}
     begin = time.perf_counter()
     if cfg.eval.dense:
-        dense = _measure(cfg, prepared, say, "dense perplexity")
+        metrics |= prepared.evaluation.measure(say, "_dense")
     testing = time.perf_counter() - begin
     pipeline = Pipeline(
-        language.model,
+        prepared.language.model,
         prepared.blocks,
-        parts,
+        prepared.method,
         cfg.sparsity,
         prepared.nm,
         cfg.seed,
@@ -145,28 +142,24 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     )
     outcome = pipeline.run(prepared.samples, folder / BLOCKS, _key(cfg, prepared))
     begin = time.perf_counter()
-    pruned = _measure(cfg, prepared, say, "perplexity")
+    metrics |= prepared.evaluation.measure(say)
     testing += time.perf_counter() - begin
-    metrics: dict[str, Any] = {}
-    for name, found in zip(names, pruned, strict=True):
-        metrics[f"perplexity/{name}"] = found.value
-        metrics[f"segments/{name}"] = found.segments
-    metrics |= {
-        f"perplexity_dense/{name}": found.value for name, found in zip(names, dense, strict=False)
-    }
-    counts, layers = _counts(prepared, outcome)
-    metrics |= counts
+    counted, layers = counts(
+        prepared.language.model, prepared.blocks, outcome.sparsities, prepared.nm
+    )
+    metrics |= counted
     metrics |= {f"seconds/{name}": value for name, value in outcome.seconds.items()}
     metrics |= {
         "seconds/testing": testing,
         "seconds/setup": prepared.seconds,
         "memory/peak_bytes": peak_memory(),
-        "memory/model_bytes": sum(
-            p.numel() * p.element_size() for p in language.model.parameters()
-        ),
         "calibration/tokens": sum(map(len, prepared.samples)),
     }
-    _save(cfg, folder, prepared, outcome, metrics)
+    if cfg.save_masks:
+        save_masks(folder / "masks.safetensors", outcome.masks, prepared.blocks)
+    if cfg.save_model:
+        text = card(cfg, metrics, prepared.notes)
+        save_model(folder / "model", prepared.language, prepared.blocks, outcome.masks, text)
     shutil.rmtree(folder / BLOCKS, ignore_errors=True)
     notes = list(prepared.notes)
     if outcome.resumed:

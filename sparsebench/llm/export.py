@@ -1,0 +1,63 @@
+"""What a pruned model leaves beside ``result.json``: packed masks, and a folder of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from sparsebench.files import check_room, write_atomically
+from sparsebench.llm.layers import Block
+from sparsebench.llm.models import LanguageModel, save_folder
+
+
+def save_masks(path: Path, masks: Mapping[str, Tensor], blocks: Sequence[Block]) -> None:
+    """Write packed masks by name of the weight; their shapes are in the metadata.
+
+    Args:
+        path: of the safetensors file.
+        masks: packed bits, the first element of a weight in the highest bit of the first byte.
+        blocks: that hold the weights.
+    """
+    from safetensors.torch import save
+
+    shapes = {
+        linear.name: list(linear.stored_shape) for block in blocks for linear in block.linears
+    }
+    content = save(
+        {name: bits.cpu() for name, bits in masks.items()},
+        metadata={"shapes": json.dumps(shapes)},
+    )
+    write_atomically(path, lambda file: file.write(content))
+
+
+def save_model(
+    folder: Path,
+    language: LanguageModel,
+    blocks: Sequence[Block],
+    masks: Mapping[str, Tensor],
+    card: str,
+) -> None:
+    """Write the model, its tokenizer, its masks and its card, whole or not at all.
+
+    Args:
+        folder: replaced if it is there.
+        language: the pruned model.
+        blocks: its decoder blocks.
+        masks: packed bits by name of the weight.
+        card: Markdown.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written to.
+    """
+    model = language.model
+    check_room(folder.parent, sum(p.numel() * p.element_size() for p in model.parameters()))
+    save_folder(
+        model,
+        language.tokenizer,
+        folder,
+        {"README.md": card},
+        finish=lambda fresh: save_masks(fresh / "masks.safetensors", masks, blocks),
+    )
