@@ -113,6 +113,7 @@ FLIPS = {
     "method.initial_batches": changes("2", *SNIP),
     "method.initial_regrow": changes("true", *SNIP, "method.initial_rounds=3"),
     "method.initial_shuffle": changes("true", "method=static", "method.initial=magnitude"),
+    "method.reuse": changes("initial", *SPLIT, "method=cl_dst", "method.every=4it"),
     "method.also": changes("random", *GMP),
     "method.also_share": changes("0.5", *GMP, "method.also=random"),
     "method.absent_decay": changes("0.1", *GMP, "method.storage=shadow"),

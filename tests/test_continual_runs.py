@@ -42,7 +42,7 @@ def replayed(tmp_path_factory):
 def test_a_run_reports_its_matrix_and_figures_of_each_scenario(replayed):
     result, folder = replayed
     metrics, matrix = result["metrics"], result["accuracy_matrix"]
-    assert result["config"]["stream"]["scenario"] == "class_il"
+    assert result["scenario"] == "class_il"
     assert matrix == result["accuracy_matrices"]["class_il"]
     assert [[a is None for a in row] for row in matrix] == [
         [j > i for j in range(5)] for i in range(5)

@@ -54,6 +54,7 @@ IDLE = [
     ("stream.shuffle=tasks", "task=continual"),
     ("stream.degrees=20", "task=continual"),
     ("stream.seed=2", "task=continual"),
+    ("method.reuse=never", "method=set"),
     ("replay.name=er", "task=classification"),
     ("replay.size=300", "task=continual"),
     ("replay.alpha=0.3", "task=continual"),

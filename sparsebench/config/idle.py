@@ -119,6 +119,10 @@ def _own_data(cfg: DictConfig) -> bool:
     return not str(cfg.data["_target_"]).startswith(_BUILTIN)
 
 
+def _measures(name: str) -> Callable[[DictConfig], bool]:
+    return lambda cfg: name in cfg.eval.measures
+
+
 _TABLES = (
     Rule("optimizer", ("momentum", "nesterov"), _optimizer("sgd"), "without optimizer=sgd"),
     Rule("optimizer", ("beta1", "beta2", "eps"), _optimizer("adam", "adamw"), "without an Adam"),
@@ -146,13 +150,26 @@ _TABLES = (
     Rule("replay", ("name",), _task("continual"), "without task=continual"),
     Rule("replay", ("size", "batch", "when"), lambda cfg: cfg.replay.name != "none",
          "without a replay"),
+    Rule("replay", ("er",), lambda cfg: cfg.replay.name == "er", "without replay=er"),
     Rule("replay", ("alpha",), lambda cfg: cfg.replay.name in ("der", "derpp"),
          "without replay=der or derpp"),
     Rule("replay", ("beta",), lambda cfg: cfg.replay.name == "derpp", "without replay=derpp"),
+    Rule("regulariser", ("name",), _task("continual"), "without task=continual"),
+    Rule("regulariser", ("strength",), lambda cfg: cfg.regulariser.name != "none",
+         "without a regulariser"),
+    Rule("regulariser", ("decay", "fisher", "samples"), lambda cfg: cfg.regulariser.name == "ewc",
+         "without regulariser=ewc"),
+    Rule("regulariser", ("temperature",), lambda cfg: cfg.regulariser.name == "lwf",
+         "without regulariser=lwf"),
     Rule("task", ("options",), lambda cfg: cfg.task.name not in ("profile", "prune_llm"),
          "with this task"),
     *(Rule(group, _all_but(group, "name"), _task("prune_llm"), "without task=prune_llm")
       for group in ("calibration", "eval")),
+    *(Rule("eval", keys, _measures(name), f"without {name} among eval.measures")
+      for name, keys in (("perplexity", ("lengths", "max_segments")),
+                         ("cloze", ("items", "context", "continuation")),
+                         ("zero_shot", ("tasks", "limit")))),
+    Rule("model", ("weights",), _task("prune_llm"), "without task=prune_llm"),
     *(Rule(group, _all_but(group), _trains, "where nothing is trained")
       for group in ("optimizer", "schedule", "selector")),
     Rule("distribution", _all_but("distribution"), _trains,
@@ -195,6 +212,8 @@ _METHOD = (
          "with method.grow_scope=global"),
     Rule("method", ("momentum",), _looks_at_momentum, "without a part that looks at momentum"),
     Rule("method", ("ticket",), lambda cfg: cfg.method.rewind != "none", "without a method.rewind"),
+    Rule("method", ("reuse",), lambda cfg: cfg.method.engine == "isolated",
+         "without method.engine=isolated"),
     Rule("method", ("storage", "when"), _moves, "on masks that never change"),
 )  # fmt: skip
 

@@ -32,7 +32,11 @@ OPEN = ("model.args", "data.args", "distribution.fixed")
 SCHEMA = 1
 
 
-def choice(default: Any, *choices: str) -> Any:
+#: The seven zero-shot tasks of Wanda and many after it (arXiv 2306.11695).
+ZERO_SHOT = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+
+
+def choice(default: Any, *choices: str | None) -> Any:
     """A field that is one of some words."""
     return field(default=default, metadata={"choices": choices})
 
@@ -67,6 +71,7 @@ class ModelConfig:
     stem: str | None = None
     dropout: float | None = number(None, "[0, 1)", "dropout probability")
     ift: str | None = choice(None, "wide", "parallel", "factorized", "doped")
+    weights: str = choice("memory", "memory", "disk")
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -102,7 +107,7 @@ class StreamConfig:
     name: str = "none"
     kind: str = choice("split", "split", "permuted", "rotated")
     tasks: int = count(5)
-    scenario: str = choice("class_il", "task_il", "class_il", "domain_il")
+    scenario: str | None = choice(None, None, "task_il", "class_il", "domain_il")
     classes: list[str] | None = None
     class_order_seed: int | None = count(None, 0, 2**63 - 1)
     shuffle: str = choice("classes", "classes", "tasks")
@@ -118,8 +123,21 @@ class ReplayConfig:
     size: int = count(200)
     batch: int | None = count(None)
     when: str = choice("first_epoch", "first_epoch", "every_batch")
+    er: str = choice("together", "together", "apart")
     alpha: float = number(0.1, "[0, inf)", "weight of the kept logits")
     beta: float = number(0.5, "[0, inf)", "weight of the kept labels")
+
+
+@dataclass
+class RegulariserConfig:
+    """What holds a network to what it was before the present task."""
+
+    name: str = choice("none", "none", "ewc", "lwf")
+    strength: float = number(1.0, "[0, inf)", "weight of the term")
+    decay: float = number(1.0, "[0, 1]", "factor on the Fisher information of earlier tasks (EWC)")
+    fisher: str = choice("true", "true", "empirical", "batch")
+    samples: int | None = count(None)
+    temperature: float = number(2.0, "(0, inf)", "of both softmax (LwF)")
 
 
 @dataclass
@@ -190,6 +208,7 @@ class CalibrationConfig:
     samples: int = count(128)
     length: int = count(2048, 2)
     order: str = choice("first", "first", "random")
+    activations: str = choice("memory", "memory", "disk")
 
 
 @dataclass
@@ -197,11 +216,18 @@ class EvalConfig:
     """How a pruned language model is measured."""
 
     name: str = "perplexity"
+    measures: list[str] = field(default_factory=lambda: ["perplexity"])
     dataset: str = "wikitext2"
     split: str = "test"
+    dense: bool = True
+    errors: bool = False
     lengths: list[int] = field(default_factory=lambda: [512, 2048])
     max_segments: int | None = count(None)
-    dense: bool = True
+    items: int = count(200)
+    context: int = count(32)
+    continuation: int = count(8)
+    tasks: list[str] = field(default_factory=lambda: list(ZERO_SHOT))
+    limit: int | None = count(None)
 
 
 @dataclass
@@ -213,6 +239,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    regulariser: RegulariserConfig = field(default_factory=RegulariserConfig)
     method: Any = None  # a MethodSpec if composed of parts; else a class of one's own, untyped
     distribution: DistributionSpec = field(default_factory=DistributionSpec)
     structure: StructureSpec = field(default_factory=StructureSpec)
@@ -258,6 +285,8 @@ IGNORED = (
     "trainer.accelerator",
     "trainer.threads",
     "trainer.checkpoint_every",
+    "model.weights",
+    "calibration.activations",
 )
 
 

@@ -36,12 +36,25 @@ class Record:
     def __len__(self) -> int:
         return len(self.shares)
 
-    def add(self, accuracies: Accuracies, masks: Masks) -> None:
+    def add(self, accuracies: Accuracies, masks: Masks, *, isolated: bool = False) -> None:
         """Take what was measured after a task.
 
+        Args:
+            accuracies: on each task.
+            masks: of the network as the task left it.
+            isolated: nothing of earlier tasks may have changed.
+
         Raises:
-            RuntimeError: knowing the task made a prediction worse, so something is wrong.
+            RuntimeError: knowing the task made a prediction worse, or the accuracy on an isolated
+                task has changed, so something is wrong.
         """
+        for name in SCENARIOS if isolated else ():
+            for other, row in enumerate(self.matrices[name]):
+                if accuracies[name][other] != row[other]:
+                    raise RuntimeError(
+                        f"task {other} is isolated, but its accuracy went from {row[other]} to "
+                        f"{accuracies[name][other]}"
+                    )
         for narrow, wide in zip(accuracies["task_il"], accuracies["class_il"], strict=True):
             if narrow is not None and wide is not None and narrow < wide:
                 raise RuntimeError(f"task-incremental accuracy {narrow} is below {wide}")

@@ -29,7 +29,7 @@ from sparsebench.sparsity.window import updates as ever_updates
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Methods of parts alone have no options beside their dials."""
+    """Methods of parts alone have no options."""
 
 
 class Composed:
@@ -294,12 +294,13 @@ class Composed:
         """Drop a fraction of the connections and grow as many."""
         assert self._window is not None
         fraction = self._window.drop_fraction(self.spec, state.step)
-        if not self._drop or not self._grow or fraction <= 0.0 or state.masks.sparsity == 0.0:
+        if not self._drop or not self._grow or fraction <= 0 or state.masks.sparsity == 0:
             return
         layers, present = self._layers(state), self.structure.present(state.masks)
         dropped = self._dropped(layers, present, fraction)
         kept = {n: units.index_fill(0, dropped[n], False) for n, units in present.items()}
-        free = {n: ~(present[n] if self.spec.regrow == "never" else kept[n]) for n in layers}
+        there = present if self.spec.regrow == "never" else kept
+        free = {n: self.growable(state, n, ~there[n]) for n in layers}
         amounts = {n: units.numel() for n, units in dropped.items()}
         shares = self._share(layers, present, kept) if self._share else None
         counts = grow_counts(self.spec, amounts, shares, free)
@@ -307,6 +308,10 @@ class Composed:
         for name in layers:
             gone, new = moves(self.spec, present[name], dropped[name], grown[name])
             self._move(state, name, gone, new, layers[name])
+
+    def growable(self, state: TrainState, name: str, free: Tensor) -> Tensor:
+        """Of the free units of a layer those that an exchange may grow: all."""
+        return free
 
     def _dropped(
         self, layers: Mapping[str, Layer], present: Mapping[str, Tensor], fraction: float
@@ -374,10 +379,8 @@ class Composed:
         )  # fmt: skip
 
     def _target(self, step: int) -> float:
-        if self.sparsity == 0.0:
-            return 0.0
         assert self._window is not None
-        return self._window.sparsity(self.spec, self.sparsity, step)
+        return self._window.sparsity(self.spec, self.sparsity, step) if self.sparsity else 0.0
 
     def _is_update(self, step: int) -> bool:
         assert self._window is not None, "start() comes first"

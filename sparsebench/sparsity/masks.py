@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import UserError
+from sparsebench.sparsity.fixed import Fixed
 from sparsebench.sparsity.optimizer_state import state_tensors
 from sparsebench.sparsity.reach import Reach
 
@@ -55,6 +56,8 @@ class Masks:
         self._frozen: dict[str, Tensor] = {}  # dense values of before the optimizer's step
         #: Which absent shadow weights learn; the others sleep. Where none is set, all learn.
         self.reach = Reach()
+        #: Weights that keep their values through all steps, present or absent.
+        self.fixed = Fixed()
 
     # --- reading -----------------------------------------------------------------------
 
@@ -110,8 +113,8 @@ class Masks:
         """Remove and add connections; what is dropped is forgotten.
 
         Dropped weights lose their optimizer state and, in ``zeroed`` storage, their value. So
-        new connections start from zero, as absent ones are. Shadow weights learn on, and keep
-        their state.
+        new connections start from zero, as absent ones are, but fixed ones from their own value.
+        Shadow weights learn on, and keep their state.
 
         Args:
             name: parameter.
@@ -132,6 +135,7 @@ class Masks:
             _fill(self.parameters[name], dropped, 0)
             if values is not None:
                 _fill(self.parameters[name], grown, values)
+            self.fixed.appear(name, self.parameters[name], grown)
 
     @torch.no_grad()
     def apply(self, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
@@ -151,6 +155,7 @@ class Masks:
         if with_gradient and kept:
             factors = [kept[name] for name in with_gradient]
             torch._foreach_mul_(list(with_gradient.values()), factors)
+        self.fixed.mask_gradients(self.parameters)
 
     @torch.no_grad()
     def decay_absent(self, rate: float) -> None:
@@ -202,7 +207,7 @@ class Masks:
 
     @torch.no_grad()
     def settle(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """After the optimizer's step: frozen weights get the values they had before it."""
+        """After the optimizer's step: frozen and fixed weights get the values they had before."""
         optimizers = list(optimizers)
         for name, before in self._frozen.items():
             parameter, factor = self.parameters[name], self._factors[name]
@@ -210,6 +215,9 @@ class Masks:
             for tensor in state_tensors(optimizers, parameter):
                 tensor.mul_(factor)
         self._frozen.clear()
+        self.fixed.settle(
+            self.parameters, optimizers, self._factors if self.storage == "zeroed" else None
+        )
 
     # --- checking and keeping ----------------------------------------------------------
 

@@ -85,6 +85,7 @@ ENGINES = {
     **_in("methods.group_channels", group_channels="GroupChannels"),
     **_in("methods.pgf", mask_decay="MaskDecay", structure_decay="StructureDecay"),
     **_in("methods.bdwp", bdwp="Bdwp"),
+    **_in("methods.isolated", isolated="Isolated"),
 }
 #: Which patterns of zeros are allowed.
 STRUCTURES = {

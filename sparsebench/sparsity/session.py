@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -130,6 +131,35 @@ class Session:
         if changed:
             self.update_seconds += time.perf_counter() - begin
         return changed
+
+    # --- for training that goes from task to task --------------------------------------------
+
+    def begin_task(self, task: int) -> None:
+        """A new task comes: before its first step, and after the optimizer has forgotten.
+
+        A method that tells tasks apart has a ``begin_task(state, task)``, an ``end_task(state,
+        task)``, and a ``network(state, task)``, a context manager that shows what the task was
+        left with.
+        """
+        if begin := getattr(self.method, "begin_task", None):
+            self.masks.reveal()
+            begin(self.state, task)
+            self.masks.hide()
+
+    def end_task(self, task: int) -> None:
+        """A task has had its last step."""
+        if end := getattr(self.method, "end_task", None):
+            self.masks.reveal()
+            end(self.state, task)
+            self.masks.hide()
+
+    @contextmanager
+    def as_task(self, task: int) -> Iterator[None]:
+        """Show the network as it answers for a task: the present one, unless it has its own."""
+        self.before_forward()
+        network = getattr(self.method, "network", None)
+        with network(self.state, task) if network else nullcontext():
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs: tensors, numbers and strings only."""

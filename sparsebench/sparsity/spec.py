@@ -117,6 +117,7 @@ class MethodSpec:
     grown_scale: float = number(1.0, "(0, inf)", "factor on the values of new connections")
     regrow: str = field(default="keep", metadata={"choices": ("keep", "zero", "never")})
     momentum: float = number(0.9, "[0, 1)", "decay of the momentum of dense gradients")
+    reuse: str = field(default="anywhere", metadata={"choices": ("anywhere", "initial", "never")})
     when: str = field(default="after", metadata={"choices": ("after", "replace")})
     storage: str = field(default="zeroed", metadata={"choices": ("zeroed", "frozen", "shadow")})
     absent_decay: float = number(0.0, "(-inf, inf)", "pull of absent shadow weights towards 0")

@@ -27,7 +27,8 @@ from sparsebench.sparsity.composed import rounds_of
 from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.masks import Masks
 from sparsebench.sparsity.method import Method
-from sparsebench.tasks.build import container
+from sparsebench.sparsity.selector import select
+from sparsebench.tasks.build import build_method, container
 from sparsebench.tasks.preflight import check_run
 from sparsebench.tasks.task import Prepared, Shape, Task, entry
 
@@ -60,6 +61,13 @@ class Continual(Task):
 
     Options = Options
 
+    def __init__(self, cfg: DictConfig) -> None:
+        """Take the config; a scenario that is not given is what the method can do."""
+        super().__init__(cfg)
+        if cfg.stream.scenario is None:
+            told = self.options.mode != "joint" and needs_task(build_method(cfg))
+            self.cfg = _with(cfg, "stream.scenario", "task_il" if told else "class_il")
+
     def load(self) -> DataSets:
         """The data set of the config as a stream."""
         cfg, joint = self.cfg, self.options.mode == "joint"
@@ -82,7 +90,7 @@ class Continual(Task):
         self._check_config()
         prepared = super().prepare()
         self.task_cfg = self.cfg
-        self.cfg = _longer(self.cfg)
+        self.cfg = _with(self.cfg, "epochs", self.cfg.epochs * self.cfg.stream.tasks)
         if not self._over_tasks(prepared.method) or self.options.mode == "joint":
             check_run(self.cfg, prepared.data, prepared.model, prepared.method)
         return prepared
@@ -133,12 +141,30 @@ class Continual(Task):
             raise UserError(
                 f"method={cfg.method.name}: it goes back to earlier weights, which knew fewer tasks"
             )
-        if getattr(prepared.method, "needs_task", False) and cfg.stream.scenario == "class_il":
+        if needs_task(prepared.method) and self.options.mode != "joint":
+            self._check_isolation(prepared)
+        if check := getattr(prepared.method, "check_tasks", None):
+            shapes = {n: p.shape for n, p in select(prepared.model, prepared.selector).items()}
+            check(shapes, cfg.stream.tasks if self.options.mode == "sequential" else 1)
+        if cfg.replay.name != "none":
+            self._recipe(prepared)
+
+    def _check_isolation(self, prepared: Prepared) -> None:
+        cfg = self.cfg
+        if cfg.stream.scenario == "class_il":
             raise UserError(
                 f"stream.scenario=class_il: method={cfg.method.name} needs the task's identity"
             )
         if cfg.replay.name != "none":
-            self._recipe(prepared)
+            raise UserError(
+                f"replay={cfg.replay.name}: not with method={cfg.method.name}, which has a network "
+                "for each task and forgets nothing"
+            )
+        if self.options.method_over == "stream":
+            raise UserError(
+                f"task.options.method_over=stream: method={cfg.method.name} begins anew with each "
+                "task"
+            )
 
     def _recipe(self, prepared: Prepared) -> Any:
         train = prepared.data.train
@@ -158,7 +184,7 @@ class Continual(Task):
         """Whether the method's schedule begins anew with each task."""
         if self.options.mode == "joint":
             return False
-        if self.options.mode == "independent":
+        if self.options.mode == "independent" or needs_task(method):
             return True
         if self.options.method_over is not None:
             return bool(self.options.method_over == "task")
@@ -226,9 +252,8 @@ class Continual(Task):
             found |= {"test/loss": None, "test/accuracy": None}
         if learner.replay is not None:
             found["replay/distinct"] = learner.replay.buffer.distinct
-        session = learner.sparsify.session
-        assert session is not None
-        sizes = bytes_of(prepared.model, session.masks)
+        kept = getattr(prepared.method, "bytes_of", None)
+        sizes = kept() if kept else bytes_of(prepared.model, learner.session.masks)
         sizes["buffer"] = learner.replay.buffer.bytes if learner.replay else 0
         sizes["total"] = sum(sizes.values())
         return found | {f"bytes/{name}": value for name, value in sizes.items()}
@@ -251,6 +276,7 @@ class Continual(Task):
             picture.draw(folder / "accuracy_matrix.png", matrices, folder.name)
         names = prepared.data.class_names
         return found | {
+            "scenario": self.stream.scenario,
             "accuracy_matrix": matrices[self.stream.scenario],
             "accuracy_matrices": matrices,
             "tasks": [
@@ -280,11 +306,17 @@ def bytes_of(model: nn.Module, masks: Masks) -> dict[str, int]:
     }
 
 
-def _longer(cfg: DictConfig) -> DictConfig:
+def needs_task(method: Method) -> bool:
+    """Whether a method answers only where it is told the task."""
+    return bool(getattr(method, "needs_task", False))
+
+
+def _with(cfg: DictConfig, key: str, value: Any) -> DictConfig:
+    """A copy of a config with another value."""
     found = OmegaConf.create(cfg)
     assert isinstance(found, DictConfig)
     with open_dict(found):
-        found.epochs = cfg.epochs * cfg.stream.tasks
+        OmegaConf.update(found, key, value)
     return found
 
 

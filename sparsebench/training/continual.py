@@ -25,6 +25,7 @@ from sparsebench.data import EvalLoader
 from sparsebench.errors import UserError
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.optimizer_state import forget
+from sparsebench.sparsity.session import Session
 from sparsebench.training.learner import Learner
 from sparsebench.training.sparsify import Sparsify
 
@@ -85,7 +86,9 @@ class ContinualLearner(Learner):
         self.stream, self.plan, self.replay = stream, plan, replay
         self.record = Record(len(stream.classes))
         self.task = -1
-        self.knows_task = bool(getattr(method, "needs_task", False))
+        self.knows_task = bool(getattr(method, "needs_task", False)) and plan.mode != "joint"
+        #: Whether nothing of an earlier task may change, so that its accuracy must not.
+        self.isolated = self.knows_task and plan.mode == "sequential"
         tasks, outputs = len(stream.classes), stream.outputs
         own = torch.zeros(tasks, outputs, dtype=torch.bool)
         for task in range(tasks):
@@ -94,6 +97,12 @@ class ContinualLearner(Learner):
         self.register_buffer("seen", own.cumsum(0) > 0, persistent=False)
         independent = plan.mode == "independent"
         self._first = {n: t.clone() for n, t in model.state_dict().items()} if independent else {}
+
+    @property
+    def session(self) -> Session:
+        """The masks at work."""
+        assert self.sparsify.session is not None
+        return self.sparsify.session
 
     # --- the loss ----------------------------------------------------------------------------
 
@@ -138,18 +147,17 @@ class ContinualLearner(Learner):
 
     def _begin(self, task: int) -> None:
         self._move_to(task)
-        if task == 0:
-            return
-        session = self.sparsify.session
-        assert session is not None
-        if self.plan.reset:
+        session = self.session
+        if task and self.plan.reset:
             forget(self.trainer.optimizers)
-        if self.plan.mode == "independent":
+        if task and self.plan.mode == "independent":
             session.masks.reveal()
             self.model.load_state_dict(self._first)
             self.sparsify.start_anew(self.trainer, self).before_forward()
-        elif self.plan.restart:
+        elif task and self.plan.restart:
             session.state.step = 0
+        if self.plan.mode != "joint":
+            self.session.begin_task(task)
 
     def _move_to(self, task: int) -> None:
         self.task = task
@@ -160,10 +168,10 @@ class ContinualLearner(Learner):
         """At the last batch of a task, test on all tasks."""
         if not self.trainer.is_last_batch or (self.current_epoch + 1) % self.plan.epochs:
             return
-        session = self.sparsify.session
-        assert session is not None
         task = len(self.stream.classes) - 1 if self.plan.mode == "joint" else self.task
-        self.record.add(self._accuracies(task), session.masks)
+        if self.plan.mode != "joint":
+            self.session.end_task(task)
+        self.record.add(self._accuracies(task), self.session.masks, isolated=self.isolated)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, the schedule once for each task."""
@@ -187,7 +195,10 @@ class ContinualLearner(Learner):
             for other in tasks:
                 if self.plan.mode == "independent" and other != task:
                     continue
-                right = self._right(other, task)
+                if self.knows_task and other > task:  # it has no network for it
+                    continue
+                with self.session.as_task(other):
+                    right = self._right(other, task)
                 for name, hits in right.items():
                     found[name][other] = 100.0 * hits / len(self.stream.tests[other])
         return found
@@ -215,8 +226,7 @@ class ContinualLearner(Learner):
     @contextmanager
     def _testing(self) -> Iterator[None]:
         """The network as it is tested."""
-        assert self.sparsify.session is not None
-        self.sparsify.session.before_forward()
+        self.session.before_forward()
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
@@ -231,10 +241,22 @@ class ContinualLearner(Learner):
         batch = Batch(*batch)
         assert isinstance(self.own, Tensor)
         allowed = self.own[batch.task] if self.stream.scenario == "task_il" else self._seen()
-        logits = self(batch.x).float().masked_fill(~allowed, -torch.inf)
+        logits = self._answers(batch).float().masked_fill(~allowed, -torch.inf)
         loss = nn.functional.cross_entropy(logits, batch.y, reduction="none")
         self.evaluation["loss"].update(loss)
         self.evaluation["accuracy"].update((logits.argmax(1) == batch.y).float())
+
+    def _answers(self, batch: Batch) -> Tensor:
+        """Logits of a batch, each sample by the network of its task where tasks have their own."""
+        if not self.knows_task:
+            answers: Tensor = self(batch.x)
+            return answers
+        logits = batch.x.new_empty(len(batch.x), self.stream.outputs)
+        for task in sorted(set(batch.task.tolist())):
+            mine = batch.task == task
+            with self.session.as_task(task):
+                logits[mine] = self(batch.x[mine]).to(logits.dtype)
+        return logits
 
     def row(self) -> dict[str, float]:
         """The task of an epoch, and the accuracy on each task when it was last tested.
