@@ -26,12 +26,14 @@ class Pattern:
         scope: ``layer``, ``row`` or ``columns`` (blocks of columns, over all rows).
         columns: width of such a block.
         nm: N and M: of every M consecutive inputs N stay.
+        chosen: the mask itself, where it is settled already.
     """
 
     sparsity: float
     scope: str = "layer"
     columns: int = 128
     nm: tuple[int, int] | None = None
+    chosen: Tensor | None = None
 
     def keep(self, score: Tensor) -> Tensor:
         """Bool mask of the weights that stay.
@@ -39,6 +41,8 @@ class Pattern:
         Args:
             score: (outputs, inputs), higher is better.
         """
+        if self.chosen is not None:
+            return self.chosen
         if self.sparsity == 0:
             return torch.ones_like(score, dtype=torch.bool)
         if self.nm:

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError
 from sparsebench.llm.choose import Pattern
+from sparsebench.llm.layers import Linear
 from sparsebench.llm.ratios import Question
 from sparsebench.llm.scores import Score, Weights
 from sparsebench.llm.spec import RATIOS, SCORES, SOLVERS, SWAPS, PrunerSpec
+from sparsebench.sparsity.masks import pack, unpack
 from sparsebench.sparsity.registry import find
 from sparsebench.sparsity.scores import needs_of
+
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class Parts:
         return bool(self.measures | needs_of(self.ratios))
 
     @property
+    def group(self) -> int:
+        """Blocks that are pruned together."""
+        return 1
+
+    @property
     def kind(self) -> dict[str, str]:
         """After training, once, from a dense network."""
         return {
@@ -92,6 +102,10 @@ class Parts:
             UserError: a pattern does not divide the width.
         """
         _check_width(weights, pattern)
+        if pattern.chosen is not None:
+            if self.solver:
+                return self.solver(weights, pattern, pattern.chosen)
+            return weights.values, pattern.chosen
         swaps = self.swap and not any(
             fnmatchcase(weights.name, glob) for glob in self.spec.swap_skip
         )
@@ -104,6 +118,48 @@ class Parts:
         if self.solver:
             return self.solver(weights, pattern, mask)
         return weights.values, mask
+
+    def settle(
+        self,
+        layers: Sequence[tuple[Linear, Weights]],
+        sparsity: float,
+        nm: tuple[int, int] | None = None,
+        chosen: Tensor | None = None,
+    ) -> list[Tensors]:
+        """Prune a layer in place.
+
+        Args:
+            layers: the one layer, and what parts may look at.
+            sparsity: of it.
+            nm: N and M of an N:M pattern.
+            chosen: the mask, where it is settled already.
+
+        Returns:
+            What :meth:`restore` needs to do it again: the packed mask, in the shape that the
+            model holds the weight, and the weight where it has changed.
+        """
+        ((linear, weights),) = layers
+        pattern = Pattern(sparsity, self.spec.scope, self.spec.columns, nm, chosen)
+        values, mask = self.prune(weights, pattern)
+        with torch.no_grad():
+            if values is not weights.values:
+                linear.weight.copy_(values)
+            linear.weight.masked_fill_(~mask, 0.0)
+        stored = mask.t() if linear.transposed else mask
+        tensors = {"mask": pack(stored.contiguous())}
+        if self.solver:
+            tensors["weight"] = linear.weight.contiguous()
+        return [tensors]
+
+    def restore(self, linears: Sequence[Linear], tensors: Sequence[Tensors]) -> None:
+        """Do again what :meth:`settle` did."""
+        with torch.no_grad():
+            for linear, kept in zip(linears, tensors, strict=True):
+                if (weight := kept.get("weight")) is not None:
+                    linear.weight.copy_(weight)
+                stored = linear.weight.t() if linear.transposed else linear.weight
+                mask = unpack(kept["mask"].to(stored.device), stored.shape)
+                stored.masked_fill_(~mask, 0.0)
 
 
 def _check_width(weights: Weights, pattern: Pattern) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch import Tensor
 from sparsebench.errors import UserError
 from sparsebench.llm.layers import Block, Linear
 from sparsebench.llm.scores import Score, Weights
-from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.distributions import allocate
 from sparsebench.sparsity.scores import needs, needs_of
 from sparsebench.sparsity.topk import count, topk_mask
@@ -38,7 +38,7 @@ class Question:
 
     blocks: Sequence[Block]
     sparsity: float
-    spec: PrunerSpec
+    spec: Any
     score: Score
     dense_scores: Callable[[Score, Callable[[int, list[Tensor]], None]], None]
     weights: Callable[[Linear], Weights]

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsebench.llm.inputs import Inputs
-from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.scores import needs
 
 
@@ -34,7 +34,7 @@ class Weights:
     name: str
     values: Tensor
     inputs: Inputs
-    spec: PrunerSpec
+    spec: Any
     generator: torch.Generator
 
 

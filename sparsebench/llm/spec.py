@@ -30,6 +30,8 @@ RATIOS = {
     "global": f"{_HERE}ratios.together",
     "owl": f"{_HERE}ratios.owl",
 }
+#: Products that stand for a weight: ``form(rows, compression, spec) -> Product``.
+FORMS = {"svd": f"{_HERE}factors.svd", "dictionary": f"{_HERE}factors.dictionary"}
 
 
 def choice(default: str, *choices: str) -> Any:
@@ -62,3 +64,23 @@ class PrunerSpec:
     swap_power: float = number(1.0, "[0, inf)", "DSnoT: power of the variance in growing")
     swap_sign: bool = True
     swap_skip: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FactorSpec:
+    """A way to write the weights of a trained language model as products of smaller matrices.
+
+    Each weight becomes the best product of a ``form`` whose storage is the share that
+    ``compression`` leaves, best for the layer's outputs on calibration text with ``whiten``.
+    """
+
+    name: str = ""
+    form: str = one_of("svd", FORMS, "product that stands for a weight")
+    compression: float = number(0.2, "(0, 1)", "share of the weights' storage that is saved")
+    whiten: bool = False
+    propagate: bool = True
+    damping: float = number(1e-3, "[0, inf)", "share of the mean added to the Gram's diagonal")
+    group: int = whole(1, 1, "neighbouring blocks whose layers of one kind share their atoms")
+    rho: float = number(2.0, "[1, inf)", "atoms of a dictionary for each that a row combines")
+    iterations: int = whole(20, 1, "turns of coding and of bettering the atoms")
+    step: int = whole(1, 1, "atoms that a code takes up at a time (OMP: 1)")

@@ -1,0 +1,106 @@
+"""A method that writes weights as products, as the pipeline of pruning sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsebench.config.importing import resolve
+from sparsebench.llm.factors import Form, Tensors, factorise, multiply
+from sparsebench.llm.layers import Linear
+from sparsebench.llm.ratios import Question, uniform
+from sparsebench.llm.scores import Score, Weights, magnitude
+from sparsebench.llm.spec import FORMS, FactorSpec
+from sparsebench.sparsity.registry import find
+
+
+@dataclass(frozen=True)
+class Factoriser:
+    """The functions behind a :class:`~sparsebench.llm.spec.FactorSpec`.
+
+    It stands where :class:`~sparsebench.llm.parts.Parts` do; the share that is given to each
+    layer is its compression.
+    """
+
+    spec: FactorSpec
+    form: Form
+    ratios: Callable[[Question], dict[str, float]] = uniform
+    score: Score = magnitude
+
+    @classmethod
+    def of(cls, spec: FactorSpec, allow: Sequence[str] = ()) -> Factoriser:
+        """Find the form by name, or by import path.
+
+        Raises:
+            UserError: no such form.
+        """
+        own = "." in spec.form
+        form: Any = resolve(spec.form, "method.form", allow) if own else None
+        return cls(spec, form or find(spec.form, FORMS, "method.form"))
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """What is measured of each layer's inputs."""
+        return frozenset({"gram"} if self.spec.whiten else ())
+
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether calibration text decides anything."""
+        return self.spec.whiten
+
+    @property
+    def group(self) -> int:
+        """Blocks that are settled together."""
+        return self.spec.group
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """After training, once, from a dense network."""
+        return {
+            "when": "after",
+            "start": "dense",
+            "masks": "none",
+            "pattern": "product of two matrices",
+            "dense_gradient": "never",
+        }
+
+    def settle(
+        self,
+        layers: Sequence[tuple[Linear, Weights]],
+        compression: float,
+        nm: tuple[int, int] | None = None,
+        chosen: Tensor | None = None,
+    ) -> list[Tensors]:
+        """Put products in the place of some layers' weights, which share their atoms.
+
+        Args:
+            layers: and what was measured of their inputs.
+            compression: share of the storage that is saved.
+            nm: no pattern here.
+            chosen: no mask here.
+
+        Returns:
+            What is stored of each, in the model's own precision.
+        """
+        linears = [linear for linear, _ in layers]
+        found = factorise([weights for _, weights in layers], compression, self.spec, self.form)
+        dtype = linears[0].weight.dtype
+        tensors = [
+            {part: t.to(dtype) if t.is_floating_point() else t for part, t in kept.items()}
+            for kept in found
+        ]
+        self.restore(linears, tensors)
+        return tensors
+
+    def restore(self, linears: Sequence[Linear], tensors: Sequence[Tensors]) -> None:
+        """Multiply out what is stored of some layers, in their place."""
+        device = linears[0].weight.device
+        atoms = tensors[0]["atoms"].to(device)
+        with torch.no_grad():
+            for linear, kept in zip(linears, tensors, strict=True):
+                codes = {part: t.to(device) for part, t in kept.items()}
+                linear.weight.copy_(multiply(codes, atoms))
