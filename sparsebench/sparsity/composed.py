@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -371,12 +371,8 @@ class Composed:
         """Weights that each layer may keep at this sparsity, whatever the structure."""
         if sparsity == 0.0:
             return state.masks.sizes
-        d = self.distribution
         shapes = {name: p.shape for name, p in state.masks.parameters.items()}
-        return allocate(
-            shapes, 1.0 - sparsity, name=d.name, power=d.power, first_dense=d.first_dense,
-            last_dense=d.last_dense, fc_density=d.fc_density, compat=d.compat, fixed=d.fixed,
-        )  # fmt: skip
+        return allocate(shapes, 1.0 - sparsity, **asdict(self.distribution))
 
     def _target(self, step: int) -> float:
         assert self._window is not None
