@@ -30,6 +30,7 @@ NEEDS = {
 #: Options of tasks other than classification, tested with these.
 OF_TASKS = (
     "autoencoder", "matrix_factorisation", "embeddings", "forecaster", "sensors", "relu_dynamics",
+    "blocks",
 )  # fmt: skip
 QUICK = [
     "data=digits", "model=tiny_mlp", "epochs=1", "data.subset=160", "batch_size=16",

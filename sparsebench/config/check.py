@@ -90,13 +90,16 @@ def _check_family(cfg: DictConfig) -> None:
         )
         raise UserError(f"method={cfg.method.name}: {text}")
     of_llm = str(cfg.model["_target_"]).startswith("sparsebench.llm.")
-    if prunes and str(cfg.model["_target_"]).startswith("sparsebench.") and not of_llm:
+    takes = cfg.task.name in ("prune_llm", "train_llm")
+    if takes and str(cfg.model["_target_"]).startswith("sparsebench.") and not of_llm:
+        some = "model=smollm2_135m or model=hf_lm model.path=FOLDER" if prunes else "model=char_gpt"
         raise UserError(
-            f"model={cfg.model.name}: task=prune_llm needs a language model, such as "
-            "model=smollm2_135m or model=hf_lm model.path=FOLDER"
+            f"model={cfg.model.name}: task={cfg.task.name} needs a language model, such as {some}"
         )
-    if of_llm and not prunes:
-        raise UserError(f"model={cfg.model.name}: a language model needs task=prune_llm")
+    if of_llm and not takes:
+        raise UserError(
+            f"model={cfg.model.name}: a language model needs task=prune_llm or task=train_llm"
+        )
 
 
 def _check_targets(cfg: DictConfig) -> None:

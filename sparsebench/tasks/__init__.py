@@ -21,6 +21,7 @@ TASKS = (
     "compress",
     "continual",
     "prune_llm",
+    "train_llm",
 )
 
 

@@ -90,6 +90,10 @@ class Task:
         """Shape of one input and number of outputs of a network for data like these."""
         return input_shape, num_classes
 
+    def network(self, like: tuple[Shape, int]) -> tuple[nn.Module, float | None]:
+        """The model, and the forward FLOPs of what it is compared with, if that is another."""
+        return network(self.cfg, *like, self.flops)
+
     def refusal(self, model: nn.Module, like: tuple[Shape, int]) -> str | None:
         """Why a model of the user's own can't be trained on such data; None if it can."""
         return probe.refusal(lambda: model, *like)
@@ -138,7 +142,7 @@ class Task:
         sets = None if shape and classes else self._load()
         found = (sets.input_shape, sets.num_classes) if sets else (tuple(shape), classes)
         like = self.shapes(*found)
-        model, dense_forward = network(cfg, *like, self.flops)
+        model, dense_forward = self.network(like)
         selector = SelectorSpec(**container(cfg.selector))
         weights = select(model, selector)
         check_model(cfg, model, method, weights, like, lambda net: self.refusal(net, like))
