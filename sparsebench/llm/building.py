@@ -34,6 +34,11 @@ def language_model(cfg: DictConfig) -> LanguageModel:
             raise bad_value(f"model.args.{name}", given[name], allowed, known)
     if "outer" in known:
         given["outer"] = cfg
+    if "weights" in known:
+        given["weights"] = cfg.model.weights
+    elif cfg.model.weights != "memory":
+        allowed = f"'{cfg.model.name}' is not read from a folder; memory"
+        raise bad_value("model.weights", cfg.model.weights, allowed)
     with own_code("model._target_", target):
         language: LanguageModel = builder(path=cfg.model.path, seed=cfg.seed, **given)
     return language
@@ -44,5 +49,8 @@ def on_device(cfg: DictConfig, language: LanguageModel) -> LanguageModel:
     if cfg.trainer.accelerator in ("gpu", "cuda") or (
         cfg.trainer.accelerator == "auto" and torch.cuda.is_available()
     ):
-        language.model.to("cuda")
+        if language.disk:
+            language.disk.move(torch.device("cuda"))
+        else:
+            language.model.to("cuda")
     return language

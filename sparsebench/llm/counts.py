@@ -52,9 +52,9 @@ def counts(
                     "sparsity": 1.0 - nonzeros / weight.numel(),
                     "given": given[linear.name],
                 }
-                for name, size in sizes_of(
-                    tuple(weight.shape), nonzeros, weight.element_size(), nm
-                ).items():
+                rows, columns = weight.shape
+                each = sizes_of(rows, columns, nonzeros, weight.element_size(), nm)
+                for name, size in each.items():
                     sizes[name] = sizes.get(name, 0) + size
     weights = sum(layer["weights"] for layer in layers.values())
     nonzeros = sum(layer["nonzeros"] for layer in layers.values())
@@ -74,17 +74,17 @@ def counts(
 
 
 def sizes_of(
-    shape: tuple[int, int], nonzeros: int, bytes_each: int, nm: tuple[int, int] | None = None
+    rows: int, columns: int, nonzeros: int, bytes_each: int, nm: tuple[int, int] | None = None
 ) -> dict[str, int]:
     """Bytes of one weight by format.
 
     Args:
-        shape: (outputs, inputs).
+        rows: outputs.
+        columns: inputs.
         nonzeros: that stay.
         bytes_each: of a value.
         nm: N and M, if that is its pattern.
     """
-    rows, columns = shape
     place = 2 if columns <= 2**16 else 4
     found = {
         "dense": rows * columns * bytes_each,

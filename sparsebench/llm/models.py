@@ -10,7 +10,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 from sparsebench.data.cache import folder as cache_folder
 from sparsebench.data.cache import key_of
 from sparsebench.errors import UserError, bad_value
+from sparsebench.llm.disk import Disk, skeleton
 from sparsebench.llm.text import Tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -28,11 +29,12 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model, its tokenizer, and where they are from."""
+    """A model, its tokenizer, where they are from, and its blocks' weights if they stay there."""
 
     model: nn.Module
     tokenizer: Tokenizer
     source: str
+    disk: Disk | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -69,13 +71,17 @@ def transformers_library() -> Any:
     return library
 
 
-def pretrained(path: str | None, seed: int, dtype: str = "auto", **options: Any) -> LanguageModel:
+def pretrained(
+    path: str | None, seed: int, dtype: str = "auto", weights: str = "memory", **options: Any
+) -> LanguageModel:
     """A causal language model from a folder of transformers, or from the hub.
 
     Args:
         path: folder or hub name.
         seed: is of no use here.
         dtype: of the weights: ``auto`` is that of the files.
+        weights: ``disk`` leaves those of the blocks where they are, see
+            :mod:`sparsebench.llm.disk`.
         **options: of ``from_pretrained``.
 
     Raises:
@@ -95,20 +101,25 @@ def pretrained(path: str | None, seed: int, dtype: str = "auto", **options: Any)
     def load(part: str, how: Callable[..., Any], **more: Any) -> Any:
         try:
             return how(where, **more)
-        except (
-            Exception
-        ) as error:  # OSError, ValueError, KeyError, by version and by what is missing
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, by version and by what is missing
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"model.path={path}: its {part} can't be read: {said}") from error
 
     tokenizer = load("tokenizer", transformers.AutoTokenizer.from_pretrained)
+    if weights == "disk":
+        model, disk = load("model", skeleton, dtype=None if dtype == "auto" else wanted, **options)
+        return LanguageModel(model, tokenizer, where, disk)
     model = load(
         "model", transformers.AutoModelForCausalLM.from_pretrained, dtype=wanted, **options
     )
     return LanguageModel(model.eval(), tokenizer, where)
 
 
-def packaged(path: str | None, seed: int, package: str, dtype: str = "float32") -> LanguageModel:
+def packaged(
+    path: str | None, seed: int, package: str, dtype: str = "float32", weights: str = "memory"
+) -> LanguageModel:
     """A model whose GGUF file is inside a Python package, dequantised once and kept in the cache.
 
     Args:
@@ -116,6 +127,7 @@ def packaged(path: str | None, seed: int, package: str, dtype: str = "float32") 
         seed: is of no use here.
         package: import name of the package.
         dtype: of the weights.
+        weights: ``memory`` or ``disk``.
 
     Raises:
         UserError: no such package, or no GGUF file in it.
@@ -126,8 +138,7 @@ def packaged(path: str | None, seed: int, package: str, dtype: str = "float32") 
     kept = cache_folder() / "models" / f"{file.stem}-{key_of([file])}"
     if not (kept / "config.json").exists():
         _dequantise(file, kept)
-    found = pretrained(str(kept), seed, dtype)
-    return LanguageModel(found.model, found.tokenizer, file.name)
+    return replace(pretrained(str(kept), seed, dtype, weights), source=file.name)
 
 
 def _gguf_of(package: str) -> Path:

@@ -56,7 +56,7 @@ class OnFile:
 
     def __setitem__(self, number: int, tensor: Tensor) -> None:
         """Write one."""
-        data = memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+        data = _bytes(tensor.detach().cpu().contiguous())
         self.file.seek(number * data.nbytes)
         try:
             while data.nbytes:  # a write may stop half-way, and says so
@@ -69,7 +69,7 @@ class OnFile:
         if self.like is None or number >= self.count:
             raise IndexError(number)
         found = torch.empty(self.like.shape, dtype=self.like.dtype)
-        data = memoryview(found.view(torch.uint8).numpy()).cast("B")
+        data = _bytes(found)
         self.file.seek(number * data.nbytes)
         while data.nbytes:
             data = data[self.file.readinto(data) :]
@@ -79,3 +79,8 @@ class OnFile:
         return UserError(
             f"calibration.activations=disk: {self.folder} can't be written to ({error.strerror})"
         )
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a tensor, of any type."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy().data)

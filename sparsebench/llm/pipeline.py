@@ -7,25 +7,27 @@ a killed run goes on at the block where it was; activations are computed again b
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sparsebench.files import read_json, write_atomically, write_json
 from sparsebench.llm.activations import Activations
-from sparsebench.llm.choose import Pattern
+from sparsebench.llm.disk import Disk
+from sparsebench.llm.factoriser import Factoriser
+from sparsebench.llm.factors import Tensors, storage
 from sparsebench.llm.inputs import Inputs
+from sparsebench.llm.kept import Done, Kept
 from sparsebench.llm.layers import Block, Linear
 from sparsebench.llm.parts import Parts
 from sparsebench.llm.ratios import Question
 from sparsebench.llm.scores import Score, Weights
-from sparsebench.sparsity.masks import pack, unpack
 from sparsebench.sparsity.scores import needs_of
 
 Result = TypeVar("Result")
@@ -38,14 +40,27 @@ class Outcome:
     Attributes:
         masks: packed bits by name of the weight, in the shape the model holds it.
         sparsities: what each layer was given.
+        errors: how far each layer's output is off, where that was measured.
         seconds: of pruning in all (``pruning``), and of its passes (``calibration_forward``).
         resumed: number of blocks that an interrupted run had done.
+        factors: bytes by part of layers that have become products, by name of the weight.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
     sparsities: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: int = 0
+    factors: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def take(self, done: Done) -> None:
+        """Take in what is kept of some layers: masks as they are, of factors their sizes."""
+        self.errors |= done.errors
+        for name, kept in done.tensors.items():
+            if "mask" in kept:
+                self.masks[name] = kept["mask"]
+            else:
+                self.factors[name] = storage(kept)
 
 
 class Pipeline:
@@ -55,11 +70,13 @@ class Pipeline:
         self,
         model: nn.Module,
         blocks: Sequence[Block],
-        parts: Parts,
+        parts: Parts | Factoriser,
         sparsity: float,
         nm: tuple[int, int] | None = None,
         seed: int = 0,
         report: Callable[[int, int, float], None] = lambda done, total, seconds: None,
+        errors: bool = False,
+        held: Path | None = None,
     ) -> None:
         """Take what is needed.
 
@@ -67,14 +84,18 @@ class Pipeline:
             model: a causal language model.
             blocks: its decoder blocks.
             parts: of the method.
-            sparsity: share of zeros over the linear layers.
+            sparsity: share of zeros over the linear layers, or of storage that is saved.
             nm: N and M of an N:M pattern.
             seed: of scores that draw numbers.
             report: is told blocks done, blocks in all, and seconds so far.
+            errors: measure how far each layer's output is off, which needs its Gram matrix.
+            held: folder that activations are held in; None: in memory.
         """
         self.model, self.blocks, self.parts = model, blocks, parts
         self.sparsity, self.nm, self.seed = sparsity, nm, seed
-        self.report = report
+        self.report, self.held = report, held
+        self.measures = parts.measures | ({"gram"} if errors else set())
+        self.with_errors = errors
         self.forward = 0.0
 
     def run(self, samples: Sequence[Tensor], folder: Path | None = None, key: str = "") -> Outcome:
@@ -84,7 +105,8 @@ class Pipeline:
             samples: token ids of the calibration sequences; none are looked at by a method that
                 measures nothing.
             folder: keeps finished blocks; None: nothing is kept.
-            key: of all that decides the outcome; kept blocks of another are not used.
+            key: of all that decides the outcome; kept blocks of another are not used. Blocks
+                that are on disk are pruned again from what is kept, each time they are loaded.
 
         Raises:
             UserError: a layer saw NaN, or no token.
@@ -95,25 +117,58 @@ class Pipeline:
         outcome = Outcome(sparsities=self._sparsities(samples, kept))
         before = 0.0
         acts: Activations | None = None
-        for number, block in enumerate(self.blocks):
-            if kept and (found := kept.read(number)):
-                tensors, before = found
-                outcome.masks |= _restore(block, tensors)
-                outcome.resumed += 1
-                continue
-            if self.parts.measures and self.sparsity > 0:
-                acts = acts or self._start(samples, number)
-            masks = self._block(block, acts, outcome.sparsities)
-            outcome.masks |= masks
-            spent = before + time.perf_counter() - begin
-            if kept:
-                kept.write(number, block, masks, spent, self.parts.solver is not None)
-            self.report(number + 1, len(self.blocks), time.perf_counter() - begin)
+        size = self.parts.group
+        for number in range(0, len(self.blocks), size):
+            unit = self.blocks[number : number + size]
+            if kept and (done := kept.read(number)):
+                if self._looks and not self.parts.spec.propagate:
+                    acts = acts or self._start(samples, number)
+                    for _ in unit:
+                        self._timed(acts.carry)  # while they are not pruned
+                before = done.spent
+                self._restore(unit, done)
+                outcome.resumed += len(unit)
+            else:
+                if self._looks:
+                    acts = acts or self._start(samples, number)
+                with ExitStack() as stack:
+                    for block in unit:
+                        stack.enter_context(block.loaded())
+                    tensors, errors = self._unit(unit, acts, outcome.sparsities)
+                done = Done(tensors, before + time.perf_counter() - begin, errors)
+                if kept:
+                    kept.write(number, done)
+                self.report(number + len(unit), len(self.blocks), time.perf_counter() - begin)
+            self._remember(unit, number, kept)
+            outcome.take(done)
         outcome.seconds = {
             "pruning": before + time.perf_counter() - begin,
             "calibration_forward": self.forward,
         }
         return outcome
+
+    @property
+    def _looks(self) -> bool:
+        """Whether text runs through the blocks."""
+        return bool(self.measures) and self.sparsity > 0
+
+    def _restore(self, unit: Sequence[Block], done: Done) -> None:
+        """Do again what was done to some blocks, if they are in memory to stay."""
+        if not unit[0].source:
+            for layers in _alike(unit):
+                self.parts.restore(layers, [done.tensors[linear.name] for linear in layers])
+
+    def _remember(self, unit: Sequence[Block], number: int, kept: Kept | None) -> None:
+        """Have finished blocks that are on disk pruned again, each time they are loaded."""
+        for block in unit:
+            if kept and isinstance(block.source, Disk):
+                block.source.finished[block.name] = partial(self._again, block, number, kept)
+
+    def _again(self, block: Block, number: int, kept: Kept) -> None:
+        done = kept.read(number)
+        assert done, "a finished block is in the run's folder"
+        for linear in block.linears:
+            self.parts.restore([linear], [done.tensors[linear.name]])
 
     def _sparsities(self, samples: Sequence[Tensor], kept: Kept | None) -> dict[str, float]:
         """Of each layer, from the unpruned model; an interrupted run has found them already."""
@@ -121,10 +176,12 @@ class Pipeline:
             return found
 
         def dense_scores(score: Score, look: Callable[[int, list[Tensor]], None]) -> None:
-            acts = self._timed(Activations, self.model, self.blocks, samples)
+            acts = self._timed(Activations, self.model, self.blocks, samples, self.held)
             for number, block in enumerate(self.blocks):
-                inputs = self._timed(acts.measure, needs_of(score), carry=True)
-                look(number, [score(self._weights(one, inputs[one.name])) for one in block.linears])
+                with block.loaded():
+                    inputs = self._timed(acts.measure, needs_of(score), carry=True)
+                    seen = [score(self._weights(one, inputs[one.name])) for one in block.linears]
+                look(number, seen)
 
         question = Question(
             blocks=self.blocks,
@@ -143,34 +200,51 @@ class Pipeline:
 
     def _start(self, samples: Sequence[Tensor], number: int) -> Activations:
         """Activations in front of a block, the blocks before it being pruned already."""
-        acts = self._timed(Activations, self.model, self.blocks, samples)
+        acts = self._timed(Activations, self.model, self.blocks, samples, self.held)
         while acts.at < number:
             self._timed(acts.carry)
         return acts
 
-    def _block(
-        self, block: Block, acts: Activations | None, sparsities: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """Prune the layers of a block, all from one pass of measures; their packed masks."""
+    def _unit(
+        self, unit: Sequence[Block], acts: Activations | None, sparsities: dict[str, float]
+    ) -> tuple[dict[str, Tensors], dict[str, float]]:
+        """Settle the layers of some blocks, all from one pass of measures.
+
+        Returns:
+            What is kept of them, and how far their outputs are off where that is measured.
+        """
+        inputs = self._measure(unit, acts) if acts else {}
+        tensors: dict[str, Tensors] = {}
+        errors: dict[str, float] = {}
+        for layers in _alike(unit):
+            seen = [(one, self._weights(one, inputs.pop(one.name, None))) for one in layers]
+            dense = [weights.values.clone() for _, weights in seen] if self.with_errors else []
+            settled = self.parts.settle(seen, sparsities[layers[0].name], self.nm)
+            for (one, weights), before in zip(seen, dense, strict=False):
+                errors[one.name] = output_error(weights.inputs.gram, before, one.weight.float())
+            tensors |= {one.name: kept for one, kept in zip(layers, settled, strict=True)}
+        if acts and self.parts.spec.propagate and unit[-1] is not self.blocks[-1]:
+            for _ in unit:
+                self._timed(acts.carry)
+        return tensors, errors
+
+    def _measure(self, unit: Sequence[Block], acts: Activations) -> dict[str, Inputs]:
+        """Of the inputs of some blocks as they are now.
+
+        Activations are where they were before, unless the method does not carry on what its
+        changed blocks make of them: then they are behind the blocks.
+        """
         inputs: dict[str, Inputs] = {}
-        carried = self.parts.spec.propagate
-        if acts:
-            inputs = self._timed(acts.measure, self.parts.measures, carry=not carried)
-        masks = {}
-        for linear in block.linears:
-            weights = self._weights(linear, inputs.pop(linear.name, None))
-            spec = self.parts.spec
-            pattern = Pattern(sparsities[linear.name], spec.scope, spec.columns, self.nm)
-            values, mask = self.parts.prune(weights, pattern)
-            stored = mask.t() if linear.transposed else mask
-            masks[linear.name] = pack(stored.contiguous())
-            with torch.no_grad():
-                if values is not weights.values:
-                    linear.weight.copy_(values)
-                linear.weight.masked_fill_(~mask, 0.0)
-        if acts and carried and block is not self.blocks[-1]:
-            self._timed(acts.carry)
-        return masks
+        back = self.parts.spec.propagate
+        before = list(acts.hidden) if back and len(unit) > 1 else []
+        for block in unit:
+            carry = not back or block is not unit[-1]
+            inputs |= self._timed(acts.measure, self.measures, carry=carry)
+        for number, hidden in enumerate(before):
+            acts.hidden[number] = hidden
+        if before:
+            acts.at -= len(unit) - 1
+        return inputs
 
     def _weights(self, linear: Linear, inputs: Inputs | None) -> Weights:
         number = torch.Generator().manual_seed(self.seed * 1_000_003 + linear.block)
@@ -190,62 +264,24 @@ class Pipeline:
         return found
 
 
-class Kept:
-    """Finished blocks of a run in its folder."""
+def output_error(gram: Tensor | None, dense: Tensor, pruned: Tensor) -> float:
+    """||X (W - W')^T||^2 / ||X W^T||^2 of a layer on its calibration inputs X.
 
-    def __init__(self, folder: Path, key: str) -> None:
-        """Keep what is there if it is of the same key, else begin anew."""
-        self.folder, self.key = folder, key
-        if read_json(folder / "key.json") != key:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_json(folder / "key.json", key)
-
-    def sparsities(self) -> dict[str, float] | None:
-        """Of each layer, if they were found."""
-        return read_json(self.folder / "sparsities.json")
-
-    def write_sparsities(self, sparsities: dict[str, float]) -> None:
-        """Keep them."""
-        write_json(self.folder / "sparsities.json", sparsities)
-
-    def read(self, number: int) -> tuple[dict[str, Tensor], float] | None:
-        """Tensors of a finished block and the seconds spent up to it."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = self.folder / f"{number:04d}.safetensors"
-        spent = read_json(path.with_suffix(".json"))
-        if spent is None or not path.exists():
-            return None
-        try:
-            return load_file(path), spent
-        except SafetensorError:  # damaged: done again
-            return None
-
-    def write(
-        self, number: int, block: Block, masks: dict[str, Tensor], spent: float, weights: bool
-    ) -> None:
-        """Keep the masks of a block, and its weights where they have changed."""
-        from safetensors.torch import save
-
-        tensors = {f"mask/{name}": bits.cpu() for name, bits in masks.items()}
-        for linear in block.linears if weights else ():
-            tensors[f"weight/{linear.name}"] = linear.weight.cpu().contiguous()
-        path = self.folder / f"{number:04d}.safetensors"
-        content = save(tensors)
-        write_atomically(path, lambda file: file.write(content))
-        write_json(path.with_suffix(".json"), spent)
+    Args:
+        gram: X^T X; None: nothing was measured, since nothing is pruned.
+        dense: W (outputs, inputs).
+        pruned: W'.
+    """
+    if gram is None:
+        return 0.0
+    lost, whole = (((w @ gram) * w).sum(dtype=torch.float64) for w in (dense - pruned, dense))
+    return float(lost / whole) if whole > 0 else 0.0
 
 
-def _restore(block: Block, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Prune a block as it was before; its packed masks."""
-    masks = {}
-    with torch.no_grad():
+def _alike(unit: Sequence[Block]) -> list[list[Linear]]:
+    """The layers of some blocks, those of one kind together."""
+    found: dict[str, list[Linear]] = {}
+    for block in unit:
         for linear in block.linears:
-            if (weight := tensors.get(f"weight/{linear.name}")) is not None:
-                linear.weight.copy_(weight)
-            masks[linear.name] = bits = tensors[f"mask/{linear.name}"]
-            stored = linear.weight.t() if linear.transposed else linear.weight
-            stored.masked_fill_(~unpack(bits.to(stored.device), stored.shape), 0.0)
-    return masks
+            found.setdefault(linear.name.removeprefix(block.name), []).append(linear)
+    return list(found.values())

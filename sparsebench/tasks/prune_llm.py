@@ -24,6 +24,7 @@ from sparsebench.llm.counts import counts
 from sparsebench.llm.evaluate import Evaluation
 from sparsebench.llm.export import save_masks, save_model
 from sparsebench.llm.layers import Block, find_blocks, others
+from sparsebench.llm.likelihood import Likelihood
 from sparsebench.llm.models import LanguageModel
 from sparsebench.llm.parts import Parts
 from sparsebench.llm.pipeline import Pipeline
@@ -64,12 +65,12 @@ def prepare(cfg: DictConfig) -> Prepared:
     data, notes = container(cfg.data), []
     test = load_text("eval", cfg.eval.dataset, cfg.eval.split, data)
     text = None
-    if parts.looks_at_text:
+    if parts.looks_at_text or cfg.eval.errors:
         text = load_text("calibration", cfg.calibration.dataset, cfg.calibration.split, data)
         check_apart(text, test)
         notes.append(f"calibration: {text.name} ({text.split})")
     language = on_device(cfg, language_model(cfg))
-    blocks = find_blocks(language.model)
+    blocks = find_blocks(language.model, language.disk)
     if left := others(blocks):
         notes.append(f"dense, since in no linear layer: {', '.join(left)}")
     if nm and cfg.sparsity:
@@ -85,7 +86,8 @@ def prepare(cfg: DictConfig) -> Prepared:
         allowed = f"'{test.name}' ({test.split}) has {len(ids)} tokens"
         raise bad_value("eval.lengths", list(cfg.eval.lengths), allowed)
     seconds = time.perf_counter() - begin
-    evaluation = Evaluation(cfg.eval, language, ids)
+    most = cfg.calibration.samples * cfg.calibration.length
+    evaluation = Evaluation(cfg.eval, Likelihood(language.model, blocks, most), ids)
     return Prepared(language, blocks, parts, nm, samples, evaluation, notes, seconds)
 
 
@@ -126,10 +128,13 @@ def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts) -> No
 
 def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Measure, prune, measure; give what goes into ``result.json``."""
-    say, metrics = Progress(not cfg.quiet), {}
+    say = Progress(not cfg.quiet)
+    metrics: dict[str, Any] = {}
+    held = folder / BLOCKS if cfg.calibration.activations == "disk" else None
+    evaluation = prepared.evaluation.held_in(held)
     begin = time.perf_counter()
     if cfg.eval.dense:
-        metrics |= prepared.evaluation.measure(say, "_dense")
+        metrics |= evaluation.measure(say, "_dense")
     testing = time.perf_counter() - begin
     pipeline = Pipeline(
         prepared.language.model,
@@ -139,14 +144,18 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         prepared.nm,
         cfg.seed,
         report=lambda done, total, spent: say("pruning", done, total, spent),
+        errors=cfg.eval.errors,
+        held=held,
     )
     outcome = pipeline.run(prepared.samples, folder / BLOCKS, _key(cfg, prepared))
     begin = time.perf_counter()
-    metrics |= prepared.evaluation.measure(say)
+    metrics |= evaluation.measure(say)
     testing += time.perf_counter() - begin
     counted, layers = counts(
         prepared.language.model, prepared.blocks, outcome.sparsities, prepared.nm
     )
+    for name, error in outcome.errors.items():
+        layers[name]["error"] = error
     metrics |= counted
     metrics |= {f"seconds/{name}": value for name, value in outcome.seconds.items()}
     metrics |= {
@@ -172,6 +181,8 @@ def _key(cfg: DictConfig, prepared: Prepared) -> str:
     total = hashlib.sha256(f"{prepared.language.source} {len(prepared.blocks)}".encode())
     for sample in prepared.samples:
         total.update(sample.numpy().tobytes())
-    for linear in (prepared.blocks[0].linears[0], prepared.blocks[-1].linears[-1]):
-        total.update(linear.weight.float().cpu().contiguous().numpy().tobytes())
+    for block, number in ((prepared.blocks[0], 0), (prepared.blocks[-1], -1)):
+        with block.loaded():
+            weight = block.linears[number].weight.float().cpu().contiguous()
+        total.update(weight.numpy().tobytes())
     return total.hexdigest()
