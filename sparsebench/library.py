@@ -34,7 +34,7 @@ def method(name: str, **dials: Any) -> Composed:
     from sparsebench.sparsity.spec import DistributionSpec, MethodSpec
 
     names = methods()
-    if name in methods("pruner"):
+    if name in methods("pruner") + methods("factoriser"):
         raise bad_value("method", name, "prunes a trained language model, with task=prune_llm")
     if name not in names:
         raise bad_value("method", name, f"one of {', '.join(names)}", names)

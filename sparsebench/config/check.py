@@ -15,7 +15,7 @@ from sparsebench.config.refusal import refusal
 from sparsebench.config.rules import allowed
 from sparsebench.config.schema import Config
 from sparsebench.errors import UserError, bad_value
-from sparsebench.llm.spec import PrunerSpec
+from sparsebench.llm.spec import FactorSpec, PrunerSpec
 from sparsebench.sparsity.fields import check_field, check_fields
 from sparsebench.sparsity.nm_rules import check_distribution, check_method, check_numbers, is_nm
 from sparsebench.sparsity.spec import MethodSpec
@@ -81,7 +81,8 @@ def _check_keys(cfg: DictConfig) -> None:
 def _check_family(cfg: DictConfig) -> None:
     """Methods and models of language models go with the task that prunes them, and only with it."""
     prunes = cfg.task.name == "prune_llm"
-    if prunes != (OmegaConf.get_type(cfg, "method") is PrunerSpec):
+    kind = OmegaConf.get_type(cfg, "method")
+    if prunes != (kind in (PrunerSpec, FactorSpec)):
         text = (
             "trains a network, and task=prune_llm prunes a trained one; it takes wanda, sparsegpt, "
             "magnitude and others"
@@ -89,6 +90,11 @@ def _check_family(cfg: DictConfig) -> None:
             else "prunes a trained language model, which needs task=prune_llm"
         )
         raise UserError(f"method={cfg.method.name}: {text}")
+    if kind is FactorSpec and cfg.sparsity != Config().sparsity:
+        raise UserError(
+            f"sparsity={cfg.sparsity:g}: has no effect with method={cfg.method.name}, which leaves "
+            "no zeros; method.compression says how much storage it saves"
+        )
     of_llm = str(cfg.model["_target_"]).startswith("sparsebench.llm.")
     takes = cfg.task.name in ("prune_llm", "train_llm")
     if takes and str(cfg.model["_target_"]).startswith("sparsebench.") and not of_llm:

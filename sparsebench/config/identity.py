@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.config.schema import IGNORED, SCHEMA, Config
+from sparsebench.llm.spec import FactorSpec
 
 #: Keys that only mean something for a method that is sparse.
 _SPARSE_ONLY = ("sparsity", "distribution", "structure", "selector")
@@ -87,7 +88,8 @@ def significance(cfg: DictConfig) -> Callable[[str, Any], bool]:
             known.update({f"{key}.{n}": v for n, v in _defaults(kind).items()})
         else:
             known[key] = _defaults(Config).get(key)
-    dropped = IGNORED if cfg.method.get("sparse", True) else (*IGNORED, *_SPARSE_ONLY)
+    sparse = cfg.method.get("sparse", True) and defaults["method"] is not FactorSpec
+    dropped = IGNORED if sparse else (*IGNORED, *_SPARSE_ONLY)
 
     def matters(key: str, value: Any) -> bool:
         if any(key == d or key.startswith(f"{d}.") for d in dropped):
@@ -98,6 +100,9 @@ def significance(cfg: DictConfig) -> Callable[[str, Any], bool]:
 
 
 def _sparsity(cfg: DictConfig) -> float:
+    """The number in a run's name: zeros, or what products save."""
+    if OmegaConf.get_type(cfg, "method") is FactorSpec:
+        return float(cfg.method.compression)
     return float(cfg.sparsity) if cfg.method.get("sparse", True) else 0.0
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.config.schema import Config, StreamConfig
 from sparsebench.errors import UserError
-from sparsebench.llm.spec import PrunerSpec
+from sparsebench.llm.spec import FactorSpec, PrunerSpec
 from sparsebench.sparsity.spec import MethodSpec
 
 _BUILTIN = "sparsebench.data.builtin."
@@ -107,6 +107,10 @@ def _trains(cfg: DictConfig) -> bool:
     return bool(cfg.task.name != "prune_llm")
 
 
+def _learns(cfg: DictConfig) -> bool:
+    return _trains(cfg) or bool(cfg.recovery.name != "none")
+
+
 def _all_but(group: str, *others: str) -> tuple[str, ...]:
     return tuple(s.name for s in fields(getattr(Config(), group)) if s.name not in others)
 
@@ -170,12 +174,28 @@ _TABLES = (
                          ("cloze", ("items", "context", "continuation")),
                          ("zero_shot", ("tasks", "limit")))),
     Rule("model", ("weights",), _task("prune_llm"), "without task=prune_llm"),
-    *(Rule(group, _all_but(group), _trains, "where nothing is trained")
-      for group in ("optimizer", "schedule", "selector")),
+    *(Rule(group, _all_but(group), _learns, "where nothing is trained")
+      for group in ("optimizer", "schedule")),
+    Rule("selector", _all_but("selector"), _trains, "where pruning chooses the layers"),
     Rule("distribution", _all_but("distribution"), _trains,
          "where nothing is trained; method.ratios says how sparse each layer gets"),
-    Rule("trainer", _all_but("trainer", "accelerator", "threads", "checkpoint_every"), _trains,
+    Rule("trainer", _all_but("trainer", "accelerator", "threads", "checkpoint_every"), _learns,
          "where nothing is trained"),
+    Rule("recovery", ("name",), lambda cfg: cfg.task.name == "prune_llm", "without task=prune_llm"),
+    Rule("recovery", _all_but("recovery", "name"), lambda cfg: cfg.recovery.name != "none",
+         "without a recovery"),
+    Rule("recovery", ("absent", "train", "slorb", "scale"), lambda cfg: cfg.recovery.rank is None,
+         "where only LoRA learns"),
+    Rule("recovery", ("every", "score", "decay", "ramp", "decay_in"),
+         lambda cfg: cfg.recovery.absent != "zero", "where weights outside the masks stay zero"),
+    Rule("recovery", ("alpha", "dropout", "targets", "merge"),
+         lambda cfg: cfg.recovery.rank is not None, "without a recovery.rank"),
+    Rule("recovery", ("dropout",), lambda cfg: cfg.recovery.merge != "training",
+         "with recovery.merge=training"),
+    Rule("recovery", ("temperature",), lambda cfg: cfg.recovery.distill > 0,
+         "without a recovery.distill"),
+    Rule("recovery", ("slorb_projection",), lambda cfg: cfg.recovery.slorb is not None,
+         "without a recovery.slorb"),
     Rule("model", ("path",), lambda cfg: str(cfg.model["_target_"]).startswith("sparsebench.llm.")
          or not str(cfg.model["_target_"]).startswith("sparsebench."), "with this model"),
     Rule("data", ("args",), _own_data, "without a data._target_ of your own"),
@@ -224,11 +244,24 @@ _PRUNER = (
     Rule("method", ("swap_cycles", "swap_threshold", "swap_unit", "swap_power", "swap_sign",
                     "swap_skip"),
          lambda cfg: cfg.method.swap is not None, "without a method.swap"),
+    Rule("method", ("tail", "tau"), lambda cfg: cfg.method.ratios == "alpha",
+         "without method.ratios=alpha"),
+    Rule("method", ("units",), lambda cfg: cfg.structure.name == "channel",
+         "without structure=channel"),
+)  # fmt: skip
+_FACTORISER = (
+    Rule("method", ("damping", "propagate"), lambda cfg: cfg.method.whiten,
+         "without method.whiten=true"),
+    Rule("method", ("rho", "iterations", "step"),
+         lambda cfg: cfg.method.form == "dictionary" or "." in cfg.method.form,
+         "without method.form=dictionary"),
+    Rule("structure", ("name",), lambda cfg: False, "on products, which have no pattern of zeros"),
 )  # fmt: skip
 #: Rules and defaults of each family of methods.
 _FAMILIES: dict[Any, tuple[tuple[Rule, ...], Any]] = {
     MethodSpec: (_METHOD, MethodSpec()),
     PrunerSpec: (_PRUNER, PrunerSpec()),
+    FactorSpec: (_FACTORISER, FactorSpec()),
 }
 
 

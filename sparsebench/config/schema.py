@@ -13,7 +13,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from sparsebench.llm.spec import PrunerSpec
+from sparsebench.llm.recovery.spec import RecoverySpec
+from sparsebench.llm.spec import FactorSpec, PrunerSpec
 from sparsebench.sparsity.nm_rules import of_pattern
 from sparsebench.sparsity.spec import (
     DistributionSpec,
@@ -25,7 +26,7 @@ from sparsebench.sparsity.spec import (
 )
 
 #: Options that are only what others are made from.
-BASES = ("composed", "pruner")
+BASES = ("composed", "pruner", "factoriser")
 #: Keys that hold names of one's own.
 OPEN = ("model.args", "data.args", "distribution.fixed")
 #: Raised when a default changes or a result file means something else.
@@ -250,6 +251,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
     table: Any = None
     sparsity: float = number(0.9, "[0, 1)", "share of zeros over the selected weights")
     seed: int = count(0, 0, 2**63 - 1)
@@ -300,3 +302,4 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(group="method", name="composed", node=MethodSpec)
     store.store(group="method", name="pruner", node=PrunerSpec)
+    store.store(group="method", name="factoriser", node=FactorSpec)

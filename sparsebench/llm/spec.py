@@ -29,6 +29,7 @@ RATIOS = {
     "er": f"{_HERE}ratios.er",
     "global": f"{_HERE}ratios.together",
     "owl": f"{_HERE}ratios.owl",
+    "alpha": f"{_HERE}heavy_tails.alpha",
 }
 #: Products that stand for a weight: ``form(rows, compression, spec) -> Product``.
 FORMS = {"svd": f"{_HERE}factors.svd", "dictionary": f"{_HERE}factors.dictionary"}
@@ -58,12 +59,15 @@ class PrunerSpec:
     damping: float = number(0.01, "[0, inf)", "share of the mean added to H's diagonal")
     outliers: float = number(5.0, "(0, inf)", "OWL: scores above this many means are outliers")
     spread: float = number(0.08, "[0, 1)", "OWL: half the range of the blocks' densities")
+    tau: float = number(0.3, "[0, 1)", "alpha: half the range of the blocks' sparsities, relative")
+    tail: str = choice("half", "half", "peak")
     swap_cycles: int = whole(50, 0, "DSnoT: most swaps in a row")
     swap_threshold: float = number(0.1, "[0, inf]", "DSnoT: expected error at which a row is done")
     swap_unit: str = choice("sum", "sum", "mean")
     swap_power: float = number(1.0, "[0, inf)", "DSnoT: power of the variance in growing")
     swap_sign: bool = True
     swap_skip: list[str] = field(default_factory=list)
+    units: str = choice("both", "both", "heads", "channels")
 
 
 @dataclass
