@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sparsebench.config.importing import resolve
-from sparsebench.llm.factors import Form, Tensors, factorise, multiply
+from sparsebench.errors import UserError
+from sparsebench.llm.factors import BITS, Form, Tensors, factorise, multiply
 from sparsebench.llm.layers import Linear
+from sparsebench.llm.parts import Parts
 from sparsebench.llm.ratios import Question, uniform
 from sparsebench.llm.scores import Score, Weights, magnitude
-from sparsebench.llm.spec import FORMS, FactorSpec
+from sparsebench.llm.spec import FORMS, FactorSpec, PrunerSpec
 from sparsebench.sparsity.registry import find
+from sparsebench.tasks.build import container
 
 
 @dataclass(frozen=True)
@@ -104,3 +108,50 @@ class Factoriser:
             for linear, kept in zip(linears, tensors, strict=True):
                 codes = {part: t.to(device) for part, t in kept.items()}
                 linear.weight.copy_(multiply(codes, atoms))
+
+
+def method_of(cfg: DictConfig) -> Parts | Factoriser:
+    """The method of a config: one that prunes, or one that writes weights as products.
+
+    Raises:
+        UserError: a part that does not exist, or there will be no masks to save.
+    """
+    values, allow = container(cfg.method), list(cfg.allow)
+    if OmegaConf.get_type(cfg, "method") is not FactorSpec:
+        return Parts.of(PrunerSpec(**values), allow)
+    if cfg.save_masks:
+        raise UserError(
+            f"save_masks=true: method={cfg.method.name} leaves no masks; save_model=true writes "
+            "its factors"
+        )
+    return Factoriser.of(FactorSpec(**values), allow)
+
+
+def product_counts(
+    factors: Mapping[str, Mapping[str, int]], layers: Mapping[str, Any], head: int
+) -> dict[str, Any]:
+    """What products take, for ``result.json``.
+
+    Args:
+        factors: bytes by part of each layer, at 16 bits a number.
+        layers: figures of each layer, with its number of ``weights``; get their ``compression``.
+        head: FLOPs of a token outside the layers.
+
+    Returns:
+        Bytes by part (``storage/atoms``, ``storage/codes``, ...), in all and of the dense weights
+        counted alike, the share that is saved, and FLOPs of a token by the factors.
+    """
+    dense = {name: layers[name]["weights"] * BITS // 8 for name in factors}
+    parts: dict[str, int] = {}
+    for sizes in factors.values():
+        for part, size in sizes.items():
+            parts[part] = parts.get(part, 0) + size
+    total = sum(parts.values())
+    numbers = (total - parts.get("places", 0)) * 8 // BITS
+    return {
+        "compression": 1.0 - total / sum(dense.values()),
+        "storage": total,
+        "storage/dense": sum(dense.values()),
+        **{f"storage/{part}": size for part, size in parts.items()},
+        "flops/token": 2 * numbers + head,
+    }

@@ -28,6 +28,7 @@ from sparsebench.llm.layers import Block, Linear
 from sparsebench.llm.parts import Parts
 from sparsebench.llm.ratios import Question
 from sparsebench.llm.scores import Score, Weights
+from sparsebench.llm.structured import Units
 from sparsebench.sparsity.scores import needs_of
 
 Result = TypeVar("Result")
@@ -77,6 +78,7 @@ class Pipeline:
         report: Callable[[int, int, float], None] = lambda done, total, seconds: None,
         errors: bool = False,
         held: Path | None = None,
+        units: Units | None = None,
     ) -> None:
         """Take what is needed.
 
@@ -90,12 +92,13 @@ class Pipeline:
             report: is told blocks done, blocks in all, and seconds so far.
             errors: measure how far each layer's output is off, which needs its Gram matrix.
             held: folder that activations are held in; None: in memory.
+            units: heads and channels that go as a whole; None: weights go one by one.
         """
         self.model, self.blocks, self.parts = model, blocks, parts
         self.sparsity, self.nm, self.seed = sparsity, nm, seed
         self.report, self.held = report, held
         self.measures = parts.measures | ({"gram"} if errors else set())
-        self.with_errors = errors
+        self.with_errors, self.units = errors, units
         self.forward = 0.0
 
     def run(self, samples: Sequence[Tensor], folder: Path | None = None, key: str = "") -> Outcome:
@@ -162,13 +165,16 @@ class Pipeline:
         """Have finished blocks that are on disk pruned again, each time they are loaded."""
         for block in unit:
             if kept and isinstance(block.source, Disk):
-                block.source.finished[block.name] = partial(self._again, block, number, kept)
+                block.source.finished[block.name] = partial(self._again, block, unit, number, kept)
 
-    def _again(self, block: Block, number: int, kept: Kept) -> None:
+    def _again(self, block: Block, unit: Sequence[Block], number: int, kept: Kept) -> None:
         done = kept.read(number)
         assert done, "a finished block is in the run's folder"
-        for linear in block.linears:
-            self.parts.restore([linear], [done.tensors[linear.name]])
+        for layers in _alike(unit):
+            first = done.tensors[layers[0].name]  # has what the others share
+            for linear in layers:
+                if linear.block == block.linears[0].block:
+                    self.parts.restore([linear], [first | done.tensors[linear.name]])
 
     def _sparsities(self, samples: Sequence[Tensor], kept: Kept | None) -> dict[str, float]:
         """Of each layer, from the unpruned model; an interrupted run has found them already."""
@@ -214,12 +220,15 @@ class Pipeline:
             What is kept of them, and how far their outputs are off where that is measured.
         """
         inputs = self._measure(unit, acts) if acts else {}
+        chosen = self._chosen(unit, inputs)
         tensors: dict[str, Tensors] = {}
         errors: dict[str, float] = {}
         for layers in _alike(unit):
             seen = [(one, self._weights(one, inputs.pop(one.name, None))) for one in layers]
             dense = [weights.values.clone() for _, weights in seen] if self.with_errors else []
-            settled = self.parts.settle(seen, sparsities[layers[0].name], self.nm)
+            settled = self.parts.settle(
+                seen, sparsities[layers[0].name], self.nm, chosen.get(layers[0].name)
+            )
             for (one, weights), before in zip(seen, dense, strict=False):
                 errors[one.name] = output_error(weights.inputs.gram, before, one.weight.float())
             tensors |= {one.name: kept for one, kept in zip(layers, settled, strict=True)}
@@ -227,6 +236,19 @@ class Pipeline:
             for _ in unit:
                 self._timed(acts.carry)
         return tensors, errors
+
+    def _chosen(self, unit: Sequence[Block], inputs: dict[str, Inputs]) -> dict[str, Tensor]:
+        """Masks of layers whose units go as a whole."""
+        if not self.units or self.sparsity == 0:
+            return {}
+
+        def score(linear: Linear) -> Tensor:
+            return self.parts.score(self._weights(linear, inputs.get(linear.name)))
+
+        found: dict[str, Tensor] = {}
+        for block in unit:
+            found |= self.units.masks(block, score)
+        return found
 
     def _measure(self, unit: Sequence[Block], acts: Activations) -> dict[str, Inputs]:
         """Of the inputs of some blocks as they are now.
