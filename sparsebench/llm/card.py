@@ -6,8 +6,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-_SHOWN = ("perplexity/", "perplexity_dense/", "segments/", "sparsity", "nonzeros", "weights")
+_SHOWN = (
+    "perplexity/",
+    "perplexity_pruned/",
+    "perplexity_dense/",
+    "recovery/",
+    "segments/",
+    "sparsity",
+    "nonzeros",
+    "weights",
+)
 _RECIPE = ("model", "method", "structure", "sparsity", "seed", "calibration", "eval")
+_TRAINING = ("recovery", "optimizer", "schedule", "trainer")
 
 
 def card(cfg: DictConfig, metrics: dict[str, Any], notes: list[str]) -> str:
@@ -18,7 +28,8 @@ def card(cfg: DictConfig, metrics: dict[str, Any], notes: list[str]) -> str:
         metrics: of ``result.json``.
         notes: of ``result.json``.
     """
-    recipe = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, list(_RECIPE)), resolve=True)
+    trained = _TRAINING if cfg.recovery.name != "none" else ()
+    recipe = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [*_RECIPE, *trained]), resolve=True)
     shown = {key: value for key, value in metrics.items() if key.startswith(_SHOWN)}
     rows = "\n".join(f"| {key} | {value:.6g} |" for key, value in shown.items())
     front = "---\nlibrary_name: transformers\ntags: [pruning, sparse]\n"

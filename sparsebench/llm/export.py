@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -39,6 +39,7 @@ def save_model(
     blocks: Sequence[Block],
     masks: Mapping[str, Tensor],
     card: str,
+    more: Callable[[Path], None] = lambda fresh: None,
 ) -> None:
     """Write the model, its tokenizer, its masks and its card, whole or not at all.
 
@@ -48,10 +49,16 @@ def save_model(
         blocks: its decoder blocks.
         masks: packed bits by name of the weight.
         card: Markdown.
+        more: writes further files into the folder.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
+
+    def finish(fresh: Path) -> None:
+        save_masks(fresh / "masks.safetensors", masks, blocks)
+        more(fresh)
+
     model = language.model
     check_room(folder.parent, sum(p.numel() * p.element_size() for p in model.parameters()))
     save_folder(
@@ -59,5 +66,5 @@ def save_model(
         language.tokenizer,
         folder,
         {"README.md": card},
-        finish=lambda fresh: save_masks(fresh / "masks.safetensors", masks, blocks),
+        finish=finish,
     )

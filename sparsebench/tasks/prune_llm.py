@@ -1,12 +1,14 @@
 """Prune a trained language model on calibration text, and measure its perplexity before and after.
 
-Nothing is trained. The model is pruned block by block (:mod:`sparsebench.llm.pipeline`), a killed
-run goes on at its block, and what is written is ``result.json`` and, where asked for, the packed
-masks (``save_masks``) and the model as a folder of transformers (``save_model``).
+The model is pruned block by block (:mod:`sparsebench.llm.pipeline`) and, with a ``recovery``, then
+trained (:mod:`sparsebench.llm.recovery`). A killed run goes on at its block, or its step; what is
+written is ``result.json`` and, where asked for, the packed masks (``save_masks``) and the model as
+a folder of transformers (``save_model``).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import time
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsebench.errors import UserError, bad_value
 from sparsebench.llm.building import language_model, on_device
@@ -27,8 +29,10 @@ from sparsebench.llm.layers import Block, find_blocks, others
 from sparsebench.llm.likelihood import Likelihood
 from sparsebench.llm.models import LanguageModel
 from sparsebench.llm.parts import Parts
-from sparsebench.llm.pipeline import Pipeline
+from sparsebench.llm.pipeline import Outcome, Pipeline
 from sparsebench.llm.progress import Progress
+from sparsebench.llm.recovery.outcome import Recovered
+from sparsebench.llm.recovery.plan import Plan, plan
 from sparsebench.llm.spec import PrunerSpec
 from sparsebench.llm.text import calibration_samples, check_apart, load_text, tokens_of
 from sparsebench.sparsity.nm_rules import is_nm
@@ -48,6 +52,7 @@ class Prepared:
     nm: tuple[int, int] | None
     samples: list[Tensor]
     evaluation: Evaluation
+    recovery: Plan | None
     notes: list[str]
     seconds: float
 
@@ -65,7 +70,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     data, notes = container(cfg.data), []
     test = load_text("eval", cfg.eval.dataset, cfg.eval.split, data)
     text = None
-    if parts.looks_at_text or cfg.eval.errors:
+    if parts.looks_at_text or cfg.eval.errors or cfg.recovery.score == "wanda":
         text = load_text("calibration", cfg.calibration.dataset, cfg.calibration.split, data)
         check_apart(text, test)
         notes.append(f"calibration: {text.name} ({text.split})")
@@ -85,10 +90,11 @@ def prepare(cfg: DictConfig) -> Prepared:
     if len(ids) < max(cfg.eval.lengths):
         allowed = f"'{test.name}' ({test.split}) has {len(ids)} tokens"
         raise bad_value("eval.lengths", list(cfg.eval.lengths), allowed)
+    recovery = plan(cfg, language, blocks, test)
     seconds = time.perf_counter() - begin
     most = cfg.calibration.samples * cfg.calibration.length
     evaluation = Evaluation(cfg.eval, Likelihood(language.model, blocks, most), ids)
-    return Prepared(language, blocks, parts, nm, samples, evaluation, notes, seconds)
+    return Prepared(language, blocks, parts, nm, samples, evaluation, recovery, notes, seconds)
 
 
 def _pattern(cfg: DictConfig, spec: PrunerSpec) -> tuple[int, int] | None:
@@ -136,6 +142,7 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     if cfg.eval.dense:
         metrics |= evaluation.measure(say, "_dense")
     testing = time.perf_counter() - begin
+    teacher = unpruned(prepared)
     pipeline = Pipeline(
         prepared.language.model,
         prepared.blocks,
@@ -148,9 +155,15 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         held=held,
     )
     outcome = pipeline.run(prepared.samples, folder / BLOCKS, _key(cfg, prepared))
+    recovered = None
+    if prepared.recovery:
+        recovered, found = _recover(cfg, folder, prepared, outcome, teacher, say)
+        metrics |= found
     begin = time.perf_counter()
     metrics |= evaluation.measure(say)
     testing += time.perf_counter() - begin
+    if recovered:
+        recovered.take_off()
     counted, layers = counts(
         prepared.language.model, prepared.blocks, outcome.sparsities, prepared.nm
     )
@@ -164,16 +177,50 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         "memory/peak_bytes": peak_memory(),
         "calibration/tokens": sum(map(len, prepared.samples)),
     }
+    notes = [*prepared.notes, *(recovered.notes if recovered else [])]
     if cfg.save_masks:
         save_masks(folder / "masks.safetensors", outcome.masks, prepared.blocks)
     if cfg.save_model:
-        text = card(cfg, metrics, prepared.notes)
-        save_model(folder / "model", prepared.language, prepared.blocks, outcome.masks, text)
+        text = card(cfg, metrics, notes)
+        save_model(
+            folder / "model", prepared.language, prepared.blocks, outcome.masks, text,
+            recovered.export if recovered else lambda fresh: None,
+        )  # fmt: skip
     shutil.rmtree(folder / BLOCKS, ignore_errors=True)
-    notes = list(prepared.notes)
+    for path in folder.glob("*.ckpt"):  # as large as the model three times
+        path.unlink()
     if outcome.resumed:
         notes.append(f"went on at block {outcome.resumed} of {len(prepared.blocks)}")
     return {"metrics": metrics, "layers": layers, "notes": notes}
+
+
+def unpruned(prepared: Prepared) -> nn.Module | None:
+    """A copy of the model before it is pruned, if recovery looks at it."""
+    if not (prepared.recovery and prepared.recovery.spec.needs_dense):
+        return None
+    return copy.deepcopy(prepared.language.model).eval().requires_grad_(False)
+
+
+def _recover(
+    cfg: DictConfig,
+    folder: Path,
+    prepared: Prepared,
+    outcome: Outcome,
+    teacher: nn.Module | None,
+    say: Progress,
+) -> tuple[Recovered, dict[str, Any]]:
+    """Measure the pruned model, train it, and give what that gave."""
+    from sparsebench.llm.recovery.pruned import Pruned
+    from sparsebench.llm.recovery.run import recover
+
+    assert prepared.recovery is not None
+    metrics = prepared.evaluation.measure(say, "_pruned")
+    pruned = Pruned(
+        prepared.language, prepared.blocks, outcome, prepared.method.spec, prepared.nm,
+        prepared.samples, teacher,
+    )  # fmt: skip
+    recovered = recover(cfg, folder, prepared.recovery, pruned)
+    return recovered, metrics | recovered.metrics
 
 
 def _key(cfg: DictConfig, prepared: Prepared) -> str:

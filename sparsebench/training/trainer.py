@@ -68,7 +68,7 @@ def fit(
         Diverged: the loss is not finite.
         Interrupted: a signal came; the checkpoint is written.
     """
-    _quiet_lightning()
+    quiet_lightning()
     resume = find_checkpoint(folder, folder.name, first=local_rank() == 0)
     checkpoint = Checkpoint(folder, folder.name, cfg.trainer.checkpoint_every)
     callbacks: list[Callback] = [sparsify]
@@ -175,7 +175,8 @@ def _differences(checkpoint: Path | None, device: str) -> list[str]:
     return [*kept["notes"], *found]
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
+    """Have Lightning say nothing that is not an error."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
