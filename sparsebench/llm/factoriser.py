@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,7 @@ def product_counts(
 
     Args:
         factors: bytes by part of each layer, at 16 bits a number.
-        layers: figures of each layer, with its number of ``weights``; get their ``compression``.
+        layers: figures of each layer in order, with its number of ``weights``.
         head: FLOPs of a token outside the layers.
 
     Returns:
@@ -146,8 +147,12 @@ def product_counts(
     for sizes in factors.values():
         for part, size in sizes.items():
             parts[part] = parts.get(part, 0) + size
-    total = sum(parts.values())
-    numbers = (total - parts.get("places", 0)) * 8 // BITS
+    total, numbers = sum(parts.values()), 0
+    atoms: dict[str, int] = {}  # of each kind of layer, which those of later blocks may share
+    for name in (name for name in layers if name in factors):
+        kind, own = re.sub(r"\d+", "", name), factors[name]
+        atoms[kind] = own.get("atoms", atoms.get(kind, 0))
+        numbers += (atoms[kind] + own.get("codes", 0) + own.get("values", 0)) * 8 // BITS
     return {
         "compression": 1.0 - total / sum(dense.values()),
         "storage": total,
