@@ -22,20 +22,29 @@ class Fixed:
         positions: by name a bool mask in the parameter's shape; empty if nothing is fixed.
         values: by name the values, in the same shape; others than those of ``positions`` are not
             looked at.
+        unmasked: by name those of the parameters that have no mask, such as biases.
     """
 
     def __init__(self) -> None:
         """Nothing is fixed."""
         self.positions: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
+        self.unmasked: dict[str, nn.Parameter] = {}
 
-    def hold(self, positions: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    def hold(
+        self,
+        positions: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        unmasked: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         """Say anew what is fixed, and at which values (the tensors are not copied)."""
         self.positions, self.values = dict(positions), dict(values)
+        self.unmasked = dict(unmasked or {})
 
     @torch.no_grad()
     def mask_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Zero the gradients of fixed weights."""
+        parameters = {**parameters, **self.unmasked}
         for name, positions in self.positions.items():
             if (gradient := parameters[name].grad) is not None:
                 gradient.masked_fill_(positions, 0.0)
@@ -58,14 +67,14 @@ class Fixed:
         """After a step: put the values back.
 
         Args:
-            parameters: by name.
+            parameters: by name, those that have masks.
             optimizers: what they remember of fixed weights is cleared.
             factors: masks by name, where absent weights are 0.
         """
-        optimizers = list(optimizers)
+        optimizers, parameters = list(optimizers), {**parameters, **self.unmasked}
         for name, positions in self.positions.items():
             parameter, values = parameters[name], self.values[name]
-            if factors is not None:
+            if factors is not None and name in factors:
                 values = values * factors[name]
             parameter.copy_(torch.where(positions, values, parameter))
             for tensor in state_tensors(optimizers, parameter):

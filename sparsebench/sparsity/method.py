@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class TrainState:
         data: training batches, for methods that look at some beside training.
         resuming: masks of a checkpoint follow, so the first ones need no choosing.
         memory: batches of what is replayed of earlier tasks, if anything is.
+        outputs: where training goes from task to task, bool over the network's outputs: those of
+            the present task.
+        accuracy: of the present task, in percent: on held-out samples, or on those of training
+            where none are held out. A loop that measures none leaves it out.
         looked_at: samples that the method took forward and backward beside training since they
             were last counted.
     """
@@ -48,6 +52,8 @@ class TrainState:
     data: Examples = field(default_factory=Examples)
     resuming: bool = False
     memory: Examples = field(default_factory=Examples)
+    outputs: torch.Tensor | None = None
+    accuracy: Callable[[], float] | None = None
     looked_at: int = 0
 
 

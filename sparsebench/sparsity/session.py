@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.masks import Masks
@@ -134,13 +134,18 @@ class Session:
 
     # --- for training that goes from task to task --------------------------------------------
 
-    def begin_task(self, task: int) -> None:
+    def begin_task(self, task: int, outputs: Tensor | None = None) -> None:
         """A new task comes: before its first step, and after the optimizer has forgotten.
 
         A method that tells tasks apart has a ``begin_task(state, task)``, an ``end_task(state,
         task)``, and a ``network(state, task)``, a context manager that shows what the task was
         left with.
+
+        Args:
+            task: number of the task, from 0.
+            outputs: bool, those outputs of the network that are the task's; default is all.
         """
+        self.state.outputs = outputs
         if begin := getattr(self.method, "begin_task", None):
             self.masks.reveal()
             begin(self.state, task)

@@ -3,7 +3,7 @@
 One dense store holds the weights that tasks own, each task a mask of those it uses. All other
 parameters and buffers (biases, norms with their statistics, layers that are not sparse) are kept
 by task too, as the rows that the task has changed, so that a head of which a task trains its own
-rows costs these rows.
+rows costs these rows. Where all tasks share one network (``by_task=False``) only the store is kept.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ class Vault:
         masks: of each task so far, packed by name.
     """
 
-    def __init__(self, model: nn.Module, masks: Masks) -> None:
+    def __init__(self, model: nn.Module, masks: Masks, *, by_task: bool = True) -> None:
         """Keep a network as it was built; no task owns anything.
 
         Args:
             model: the network, its weights dense.
             masks: says which of its parameters are sparse.
+            by_task: whether masks, and what is not sparse, are kept for each task.
         """
+        self.by_task = by_task
         self.fresh = {n: p.detach().clone() for n, p in masks.parameters.items()}
         self.owned = {n: torch.zeros_like(t, dtype=torch.bool) for n, t in self.fresh.items()}
         self.store = {n: t.clone() for n, t in self.fresh.items()}
@@ -62,7 +64,7 @@ class Vault:
         Raises:
             RuntimeError: a weight of an earlier task has moved.
         """
-        self.masks.append(masks.packed())
+        self.masks.append(masks.packed() if self.by_task else {})
         for name, parameter in masks.parameters.items():
             used = masks[name]
             before, store = self.owned[name], self.store[name]
@@ -71,8 +73,9 @@ class Vault:
             new = (used if owned is None else owned[name]) & ~before
             self.store[name] = torch.where(new, parameter.detach(), store)
             self.owned[name] = before | new
-        before_task = self.rest(len(self._changes) - 1)
-        self._changes.append(_changes(before_task, rest(model, masks)))
+        if self.by_task:
+            before_task = self.rest(len(self._changes) - 1)
+            self._changes.append(_changes(before_task, rest(model, masks)))
 
     def mask(self, task: int, name: str) -> Tensor:
         """Bool mask of what a task uses of one parameter."""
@@ -115,9 +118,13 @@ class Vault:
         """Bytes of the weights that are owned, of the masks, and of the rest with its changes."""
         changed = [t for changes in self._changes for pair in changes.values() for t in pair]
         owned = {name: int(mask.sum()) for name, mask in self.owned.items()}
+        if self.by_task:
+            masks = sum(bits.numel() for own in self.masks for bits in own.values())
+        else:
+            masks = sum(-(-mask.numel() // 8) for mask in self.owned.values())
         return {
             "weights": sum(k * self.store[n].element_size() for n, k in owned.items()),
-            "masks": sum(bits.numel() for own in self.masks for bits in own.values()),
+            "masks": masks,
             "dense": sum(t.numel() * t.element_size() for t in (*self._first.values(), *changed)),
         }
 

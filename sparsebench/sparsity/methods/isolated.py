@@ -42,11 +42,17 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
-class Options:
+class Kept:
+    """Whose are the parameters that have no mask."""
+
+    rest: str = field(default="own", metadata={"choices": ("own", "first")})
+
+
+@dataclass(frozen=True)
+class Options(Kept):
     """What a task's network is made of beside its masks."""
 
     fresh: bool = True
-    rest: str = field(default="own", metadata={"choices": ("own", "first")})
 
 
 class Isolated(Composed):
@@ -58,6 +64,8 @@ class Isolated(Composed):
 
     Options = Options
     needs_task = True
+    #: Whether each task has masks of its own; else all share one network.
+    by_task = True
 
     def _find_parts(self, spec: MethodSpec, structure: StructureSpec) -> None:
         super()._find_parts(spec, structure)
@@ -80,7 +88,7 @@ class Isolated(Composed):
     def start(self, state: TrainState) -> None:
         """As any method, for the first task."""
         self._state = state
-        self.vault = Vault(state.model, state.masks)
+        self.vault = Vault(state.model, state.masks, by_task=self.by_task)
         self._still: dict[str, Tensor] = {}
         self._norms: list[Any] = []
         state.masks.fixed.hold({}, {})
@@ -88,11 +96,13 @@ class Isolated(Composed):
 
     def begin_task(self, state: TrainState, task: int) -> None:
         """Masks for a new task, with room for what it may use."""
-        if not len(self.vault):
-            return
+        if len(self.vault):
+            self._begin(state)
+
+    def _begin(self, state: TrainState) -> None:
         self._open(state)
         for observer in self.observers.values():
-            observer.begin(state)
+            observer.begin_task(state)
         target = self._target(0)
         if target > 0.0:
             self._place(state, target)
@@ -134,11 +144,15 @@ class Isolated(Composed):
             last = list(state.model.named_parameters())[-1][0].rpartition(".")[0]
             left = self.vault.rest(0)
             self._still = {n: t for n, t in left.items() if n.rpartition(".")[0] != last}
-            self._norms = self._norms or [
-                module.register_forward_pre_hook(_tested)
-                for module in state.model.modules()
-                if isinstance(module, _NORMS)
-            ]
+            self._stop_norms(state)
+
+    def _stop_norms(self, state: TrainState) -> None:
+        """From here on norms go by the statistics they have."""
+        self._norms = self._norms or [
+            module.register_forward_pre_hook(_tested)
+            for module in state.model.modules()
+            if isinstance(module, _NORMS)
+        ]
 
     # --- each step ---------------------------------------------------------------------------
 
