@@ -7,7 +7,8 @@ by what ``finished`` holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -158,20 +159,43 @@ class Disk:
         except StopIteration:  # nothing is there yet
             return torch.device("cpu")
 
-    def shards(self, blocks: list[Block]) -> Iterator[dict[str, Tensor]]:
+    def write(self, folder: Path, blocks: Sequence[Block]) -> None:
+        """Write the model as it is by now, each block into a file of its own.
+
+        Args:
+            folder: gets safetensors files with the names of the tensors that were read, their
+                index, and the model's config.
+            blocks: of the model.
+        """
+        from safetensors.torch import save_file
+
+        assert self.model is not None
+        model: Any = self.model
+        model.config.save_pretrained(folder)
+        if getattr(model, "generation_config", None):
+            model.generation_config.save_pretrained(folder)
+        where: dict[str, str] = {}
+        total = 0
+        for number, tensors in enumerate(self._shards(blocks), 1):
+            name = f"model-{number:05d}-of-{len(blocks) + 1:05d}.safetensors"
+            save_file(
+                {k: v.contiguous() for k, v in tensors.items()}, folder / name, {"format": "pt"}
+            )
+            where |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+    def _shards(self, blocks: Sequence[Block]) -> Iterator[dict[str, Tensor]]:
         """All tensors by their names in the files: what is in no block, then block by block."""
         assert self.model is not None
-        inside = {block.name: _names(block) for block in blocks}
-        of_blocks = {name for names in inside.values() for name in names}
-        rest = {}
-        for name, tensor in self.model.state_dict().items():
-            if name not in of_blocks and (stored := self.stored(name)):
-                rest[stored] = tensor
-        yield rest
+        inside = tuple(f"{block.name}." for block in blocks)
+        outside = {k: v for k, v in self.model.state_dict().items() if not k.startswith(inside)}
+        yield {stored: v for k, v in outside.items() if (stored := self.stored(k))}
         for block in blocks:
             with block.loaded():
-                named = block.module.named_parameters()
-                yield {self.stored(f"{block.name}.{k}") or k: p.detach() for k, p in named}
+                state = {f"{block.name}.{k}": v for k, v in block.module.state_dict().items()}
+                yield {stored: v for k, v in state.items() if (stored := self.stored(k))}
 
 
 def skeleton(where: str, dtype: torch.dtype | None, **options: Any) -> tuple[nn.Module, Disk]:
@@ -210,10 +234,6 @@ def _opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.weights=disk: {path} can't be read: {error}") from error
-
-
-def _names(block: Block) -> list[str]:
-    return [f"{block.name}.{name}" for name, _ in block.module.named_parameters()]
 
 
 def _place(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -59,7 +59,7 @@ def save_model(
         save_masks(fresh / "masks.safetensors", masks, blocks)
         more(fresh)
 
-    model = language.model
+    model, disk = language.model, language.disk
     check_room(folder.parent, sum(p.numel() * p.element_size() for p in model.parameters()))
     save_folder(
         model,
@@ -67,4 +67,5 @@ def save_model(
         folder,
         {"README.md": card},
         finish=finish,
+        weights=(lambda fresh: disk.write(fresh, blocks)) if disk else None,
     )

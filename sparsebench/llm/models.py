@@ -173,6 +173,7 @@ def save_folder(
     folder: Path,
     more: Mapping[str, str] | None = None,
     finish: Callable[[Path], None] = lambda fresh: None,
+    weights: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model as transformers reads it, whole or not at all.
 
@@ -182,10 +183,13 @@ def save_folder(
         folder: replaced if it is there.
         more: further text files by name.
         finish: writes what else belongs into the folder, before it takes its place.
+        weights: writes config and weights of a model that is not in memory.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
+    from safetensors import SafetensorError
+
     fresh = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     quantised = getattr(model, "hf_quantizer", None), getattr(model, "is_quantized", False)
@@ -198,7 +202,7 @@ def save_folder(
         model.is_quantized = False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(fresh)
+        (weights or model.save_pretrained)(fresh)
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(fresh)
         for name, text in (more or {}).items():
@@ -206,10 +210,11 @@ def save_folder(
         finish(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise UserError(f"{folder}: can't be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{folder}: can't be written ({said})") from error
     finally:
+        shutil.rmtree(fresh, ignore_errors=True)
         model.hf_quantizer, model.is_quantized = quantised
 
 

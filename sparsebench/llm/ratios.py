@@ -68,7 +68,10 @@ def together(question: Question) -> dict[str, float]:
             "method.ratios=global: the method's score looks at activations, which are not on one "
             "scale in all blocks; use it with method.score=magnitude, or method.ratios=owl"
         )
-    scores = [question.score(question.weights(linear)) for linear in question.linears]
+    scores = []
+    for block in question.blocks:
+        with block.loaded():
+            scores += [question.score(question.weights(linear)) for linear in block.linears]
     flat = torch.cat([score.reshape(-1) for score in scores])
     kept = topk_mask(flat, flat.numel() - math.floor(flat.numel() * question.sparsity))
     parts = torch.split(kept, [score.numel() for score in scores])
