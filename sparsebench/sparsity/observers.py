@@ -36,6 +36,10 @@ class Observer:
     def begin(self, state: TrainState) -> None:
         """Training begins; masks are still full."""
 
+    def begin_task(self, state: TrainState) -> None:
+        """A later task of a stream begins; masks are full again. What was gathered is forgotten."""
+        self.begin(state)
+
     def see(self, state: TrainState, gradients: Mapping[str, Tensor], due: bool) -> None:
         """Dense gradients of an optimizer step (``always``), or of those with an update.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Isolated(Composed):
         needs_task: the network answers only where the task is told.
     """
 
-    Options = Options
+    Options: ClassVar[type] = Options
     needs_task = True
     #: Whether each task has masks of its own; else all share one network.
     by_task = True
