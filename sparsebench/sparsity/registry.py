@@ -34,6 +34,7 @@ SCORES = {
     **_in("methods.movement", "movement"),
     **_in("methods.mest", mest="importance"),
     **_in("methods.sparcl", "cwi"),
+    **_in("methods.winning", "popup"),
 }
 #: How new connections are found: any score (the highest are grown), or a sampler.
 GROWERS = {**SCORES, **_in("scores", "unexplored")}
@@ -50,6 +51,7 @@ GROWN = {"zero": "", **_in("grown", "initial", "normal", "uniform", "gradient", 
 DISTRIBUTIONS = _in(
     "distributions",
     "uniform", "strict_uniform", "uniform_plus", "er", "erk", "erk_plus", "balanced",
+    "supsup",
 )  # fmt: skip
 #: What scores look at beyond the weights, and who gathers it.
 OBSERVERS = {
@@ -65,6 +67,7 @@ OBSERVERS = {
     **_in("methods.movement", movement="Movement"),
     **_in("methods.mest", weighted_gradient="WeightedGradient"),
     **_in("methods.sparcl", sensitivity="Sensitivity"),
+    **_in("methods.winning", popup="Popup"),
 }
 #: Methods that are more than a combination of parts: classes built on ``Composed``.
 ENGINES = {
@@ -86,6 +89,8 @@ ENGINES = {
     **_in("methods.pgf", mask_decay="MaskDecay", structure_decay="StructureDecay"),
     **_in("methods.bdwp", bdwp="Bdwp"),
     **_in("methods.isolated", isolated="Isolated"),
+    **_in("methods.packnet", packnet="PackNet"),
+    **_in("methods.winning", winning="Winning"),
 }
 #: Which patterns of zeros are allowed.
 STRUCTURES = {
