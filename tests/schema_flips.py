@@ -15,6 +15,7 @@ FILES = (
 SPLIT = ("task=continual", "stream=split", "data.subset=null", "model=tiny_mlp")
 TURNED = ("task=continual", "stream=rotated", "stream.tasks=2", "data.subset=null")
 ER = (*SPLIT, "replay=er")
+EWC = (*SPLIT, "regulariser=ewc", "regulariser.strength=1")
 WANDB = ("logger=wandb",)
 
 
@@ -103,8 +104,15 @@ FLIPS = {
     "replay.size": changes("17", *ER),
     "replay.batch": changes("5", *ER),
     "replay.when": changes("every_batch", *ER),
+    "replay.er": changes("apart", *ER),
     "replay.alpha": changes("0.7", *SPLIT, "replay=der"),
     "replay.beta": changes("0.7", *SPLIT, "replay=derpp"),
+    "regulariser.name": changes("lwf", *SPLIT),
+    "regulariser.strength": changes("3", *EWC),
+    "regulariser.decay": changes("0.5", *EWC),
+    "regulariser.fisher": changes("batch", *EWC),
+    "regulariser.samples": changes("50", *EWC),
+    "regulariser.temperature": changes("3", *SPLIT, "regulariser=lwf"),
     "data.args": changes("+data.args.shift=3", *OWN),
     "method.engine": refused("composer"),
     "method.options": refused("{{power: 2}}"),

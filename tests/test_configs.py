@@ -57,7 +57,7 @@ def chosen(path):
     group, option = path.parent.as_posix(), path.stem
     plus = "+" if group in ("experiment", "table") else ""
     task = ["task=prune_llm"] if of_language_models(group, option) else []
-    task += ["task=continual"] if group in ("stream", "replay") else []
+    task += ["task=continual"] if group in ("stream", "replay", "regulariser") else []
     return [*task, f"{plus}{group}={option}", *NEEDS.get(f"{group}/{option}", [])]
 
 

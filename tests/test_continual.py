@@ -181,7 +181,7 @@ def test_der_pulls_towards_the_logits_that_were_kept():
     fixed["h"] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[drawn]
     everything = torch.ones(2, dtype=torch.bool)
     batch = a_batch(torch.zeros(1, 2), [1])
-    loss = replay.loss(net, batch, everything, everything)
+    loss, _ = replay.loss(net, batch, everything, everything)
     alone = cross_entropy(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), everything).mean()
     assert float(loss - alone) == pytest.approx(0.6, abs=1e-6)
     assert replay.presented == 2
@@ -201,10 +201,11 @@ def test_what_replay_presents_and_how_its_terms_add_up(kind, extra):
         return cross_entropy(net(x), torch.tensor(y), allowed).mean()
 
     seen_classes = torch.tensor([True, True, False, False])
-    before = replay.loss(net, first, everything, everything)
+    before, logits = replay.loss(net, first, everything, everything)
+    assert torch.equal(logits, net(first.x))
     assert before == ce(first.x, [0, 1], seen_classes if kind == "er_ace" else everything)
     assert replay.presented == 0
-    loss = replay.loss(net, second, everything, everything)
+    loss, _ = replay.loss(net, second, everything, everything)
     assert replay.presented == extra
     old, new = ce(first.x, [0, 1]), ce(second.x, [2, 3])
     if kind == "er":

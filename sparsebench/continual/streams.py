@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from sparsebench.continual.order import tasks_of
+from sparsebench.continual.removal import Removal
 from sparsebench.continual.transforms import Transform, transforms
 from sparsebench.data.augment import augment, normalise
 from sparsebench.data.images import DataSets, Images, TensorImages
 from sparsebench.data.seeding import generator
 from sparsebench.errors import UserError
+
+_NOWHERE = torch.zeros(0, dtype=torch.int64)
 
 
 class Batch(NamedTuple):
@@ -35,6 +38,7 @@ class Batch(NamedTuple):
     task: Tensor  # int64 [B]
     stored: Tensor  # [B, ...] not augmented and not normalised; empty where nobody asked
     fresh: Tensor  # bool [B], whether this is the first time that training shows it
+    place: Tensor = _NOWHERE  # int64 [B] in training, which of the task's samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,29 +130,49 @@ class Training:
 
     parts: tuple[View | Joined, ...]
     epochs: int
-    size: int  # samples of an epoch
+    size: int  # samples of an epoch, before any are removed
+    removal: Removal | None = None
 
     def __len__(self) -> int:
         return self.size
 
+    def size_at(self, epoch: int) -> int:
+        """Samples of an epoch."""
+        if self.removal is None:
+            return self.size
+        return self.removal.stages.left(self.size, epoch % self.epochs)
+
+    def steps(self, batch_size: int, accumulate: int = 1) -> int:
+        """Optimizer steps that a part is trained for."""
+        micro = batch_size // accumulate
+        return sum(self.size_at(epoch) // micro // accumulate for epoch in range(self.epochs))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before an epoch is drawn: remove samples if it is time."""
+        if self.removal is not None:
+            task = epoch // self.epochs
+            self.removal.begin_epoch(len(self.parts[task]), task, epoch % self.epochs)
+
     def draw(self, seed: int, epoch: int) -> Turn:
         """Which samples an epoch shows, and how."""
         part = self.parts[min(epoch // self.epochs, len(self.parts) - 1)]
-        passes = -(-len(self) // len(part))
+        kept = None if self.removal is None else self.removal.kept
+        left, size = len(part) if kept is None else len(kept), self.size_at(epoch)
         order = torch.cat(
             [
-                torch.randperm(len(part), generator=generator("turn", seed, epoch, number))
-                for number in range(passes)
+                torch.randperm(left, generator=generator("turn", seed, epoch, number))
+                for number in range(-(-size // left))
             ]
-        )[: len(self)]
+        )[:size]
+        order = order if kept is None else kept[order]
         return Turn(part, order, part.draw(seed, epoch), epoch % self.epochs == 0)
 
     def batches(self, positions: Iterable[Tensor], draw: Turn | None = None) -> Iterator[Batch]:
         """One batch for each tensor of positions."""
         turn = draw or self.draw(0, 0)
         for each in positions:
-            fresh = (each < len(turn.part)) & turn.first
-            yield Batch(*turn.part.cut(turn.order[each], draw and turn.drawn), fresh)
+            fresh, places = (each < len(turn.part)) & turn.first, turn.order[each]
+            yield Batch(*turn.part.cut(places, draw and turn.drawn), fresh, places)
 
 
 @dataclass(eq=False)
@@ -223,7 +247,13 @@ def outputs_of(config: Any, classes: int) -> int:
 
 
 def build(
-    config: Any, sets: DataSets, epochs: int, *, joint: bool = False, keep: bool = False
+    config: Any,
+    sets: DataSets,
+    epochs: int,
+    *,
+    joint: bool = False,
+    keep: bool = False,
+    removal: Removal | None = None,
 ) -> Stream:
     """Make a stream of a data set.
 
@@ -233,6 +263,7 @@ def build(
         epochs: for which training shows each task.
         joint: training shows all tasks at once.
         keep: training batches carry the stored images, for replay.
+        removal: which samples training leaves out, if any.
 
     Raises:
         UserError: a stream that can't be made of these data.
@@ -262,7 +293,7 @@ def build(
         held = (Joined(held),) if joint else held
     data = replace(
         sets,
-        train=Training(parts, epochs, sum(map(len, parts)) // len(classes)),
+        train=Training(parts, epochs, sum(map(len, parts)) // len(classes), removal),
         validation=None if held is None else Present(held),
         test=Joined(tested),
     )

@@ -23,7 +23,7 @@ class TrainLoader:
     it bitwise. In a bare loop every pass moves on to the next epoch.
 
     Args:
-        images: the training set.
+        images: the training set; where epochs differ in length, with a ``size_at(epoch)``.
         batch_size: samples in a batch over all ranks.
         seed: seed of the run.
         rank: takes positions ``rank::world_size`` of each batch.
@@ -53,10 +53,8 @@ class TrainLoader:
             raise UserError(f"batch_size={batch_size}: cannot be shared by {world_size} devices")
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        full, rest = divmod(len(images), batch_size)
-        self._length = full + (not drop_last and rest >= world_size)
-        self._length -= self._length % multiple
-        if self._length == 0:
+        self.drop_last, self.multiple = drop_last, multiple
+        if self.length(0) == 0:
             raise UserError(
                 f"batch_size={batch_size}: the training set has only {len(images)} images"
             )
@@ -65,7 +63,17 @@ class TrainLoader:
         self._place = (0, 0)  # epoch and batch to go on from after what was handed out
 
     def __len__(self) -> int:
-        return self._length
+        return self.length(self._epoch)
+
+    def length(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        full, rest = divmod(self._samples(epoch), self.batch_size)
+        batches = full + (not self.drop_last and rest >= self.world_size)
+        return batches - batches % self.multiple
+
+    def _samples(self, epoch: int) -> int:
+        size_at = getattr(self.images, "size_at", None)
+        return size_at(epoch) if size_at else len(self.images)
 
     @property
     def sampler(self) -> TrainLoader:
@@ -79,11 +87,12 @@ class TrainLoader:
 
     def order(self, epoch: int) -> Tensor:
         """The permutation of the samples (int64 [N]) in ``epoch``, equal on all ranks."""
-        return torch.randperm(len(self.images), generator=generator("order", self.seed, epoch))
+        chance = generator("order", self.seed, epoch)
+        return torch.randperm(self._samples(epoch), generator=chance)
 
     def positions(self, epoch: int, start: int = 0) -> list[Tensor]:
         """This rank's sample positions in each batch of ``epoch`` from ``start`` on."""
-        cuts = torch.split(self.order(epoch), self.batch_size)[start : self._length]
+        cuts = torch.split(self.order(epoch), self.batch_size)[start : self.length(epoch)]
         return [cut[self.rank :: self.world_size].contiguous() for cut in cuts]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
@@ -95,8 +104,9 @@ class TrainLoader:
         # A generator starts at its first batch: Lightning makes the iterator of a resumed
         # run before it tells the epoch.
         epoch, start, self._start = self._epoch, self._start, 0
+        length = self.length(epoch)
         for number, batch in enumerate(self.batches(epoch, start), start=start + 1):
-            self._place = (epoch, number) if number < self._length else (epoch + 1, 0)
+            self._place = (epoch, number) if number < length else (epoch + 1, 0)
             yield batch
         if self._epoch == epoch:
             self._epoch = epoch + 1

@@ -8,6 +8,10 @@ so that heads stay dense), and ``seen`` all classes of tasks so far.
 
 Bounds: fine-tuning is ``replay=none``; ``mode=joint`` trains on all tasks at once for as many
 steps; ``mode=independent`` trains each task from the first weights and masks.
+
+``remove`` leaves a share of a task's samples out, the easiest, in stages until ``remove_until`` of
+the task: see ``continual/removal.py``. An epoch (``ep``) of a method's dials stays one of all
+samples, and a share (``%``) is one of the steps that are left.
 """
 
 from __future__ import annotations
@@ -19,15 +23,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from sparsebench import data
-from sparsebench.continual import metrics, picture, streams
+from sparsebench.continual import metrics, picture, regularise, streams
+from sparsebench.continual.checks import check_config
+from sparsebench.continual.removal import Removal, stages_of
 from sparsebench.continual.replay import Replay
 from sparsebench.data import DataSets, TensorImages, TrainLoader
-from sparsebench.errors import UserError, bad_value
-from sparsebench.sparsity.composed import rounds_of
+from sparsebench.errors import UserError
+from sparsebench.sparsity.composed import Composed, rounds_of
 from sparsebench.sparsity.examples import Examples
 from sparsebench.sparsity.masks import Masks
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
+from sparsebench.sparsity.spec import duration, number
 from sparsebench.tasks.build import build_method, container
 from sparsebench.tasks.preflight import check_run
 from sparsebench.tasks.task import Prepared, Shape, Task, entry
@@ -54,6 +61,10 @@ class Options:
     loss: str | None = choice(None, None, "sliced", "seen")
     reset_optimizer: bool = choice(True, True, False)
     method_over: str | None = choice(None, None, "task", "stream")
+    remove: float = number(0.0, "[0, 1)", "share of a task's samples that is left out at its end")
+    remove_every: str = duration("10%", "length of a task between two removals")
+    remove_until: str = duration("40%", "length of a task after which nothing more is removed")
+    remove_by: str = choice("misclassified", "misclassified", "forgetting")
 
 
 class Continual(Task):
@@ -74,7 +85,13 @@ class Continual(Task):
         sets = data.load(container(cfg.data), allow=list(cfg.allow))
         epochs = cfg.epochs * (cfg.stream.tasks if joint else 1)
         keep = cfg.replay.name != "none"
-        self.stream = streams.build(cfg.stream, sets, epochs, joint=joint, keep=keep)
+        removal = None
+        if self.options.remove:
+            stages = stages_of(self.options, epochs)
+            removal = Removal(stages, self.options.remove_by, cfg.seed)
+        self.stream = streams.build(
+            cfg.stream, sets, epochs, joint=joint, keep=keep, removal=removal
+        )
         return self.stream.data
 
     def shapes(self, input_shape: Shape, num_classes: int) -> tuple[Shape, int]:
@@ -87,7 +104,7 @@ class Continual(Task):
 
     def prepare(self) -> Prepared:
         """As any task; from here on ``epochs`` are those of the whole stream."""
-        self._check_config()
+        check_config(self.cfg, self.options)
         prepared = super().prepare()
         self.task_cfg = self.cfg
         self.cfg = _with(self.cfg, "epochs", self.cfg.epochs * self.cfg.stream.tasks)
@@ -96,42 +113,6 @@ class Continual(Task):
         return prepared
 
     # --- refusals ----------------------------------------------------------------------------
-
-    def _check_config(self) -> None:
-        cfg, mode = self.cfg, self.options.mode
-        for key, why in (
-            ("trainer.ema", "an average would mix the weights of several tasks"),
-            ("trainer.patience", "it would end the stream, not a task"),
-            ("training_flops", "give epochs"),
-        ):
-            if OmegaConf.select(cfg, key):
-                value = OmegaConf.select(cfg, key)
-                raise UserError(f"{key}={value}: not with task=continual; {why}")
-        if cfg.trainer.devices > 1:
-            raise UserError(
-                f"trainer.devices={cfg.trainer.devices}: task=continual runs on one device"
-            )
-        if mode == "independent" and cfg.stream.scenario == "class_il":
-            raise UserError(
-                "task.options.mode=independent: a network for each task can't tell classes of "
-                "different tasks apart; stream.scenario=task_il or domain_il"
-            )
-        self._check_replay()
-
-    def _check_replay(self) -> None:
-        cfg, replay, mode = self.cfg, self.cfg.replay, self.options.mode
-        if replay.name == "none":
-            return
-        if mode != "sequential":
-            raise UserError(f"replay={replay.name}: there is nothing to replay in mode={mode}")
-        if cfg.trainer.accumulate > 1:
-            raise UserError(
-                f"trainer.accumulate={cfg.trainer.accumulate}: not with replay={replay.name}"
-            )
-        batch = replay.batch or cfg.batch_size
-        key = "batch_size" if replay.batch is None else "replay.batch"
-        if replay.size < batch:
-            raise bad_value("replay.size", replay.size, f"smaller than a batch ({key}={batch})")
 
     def check(self, prepared: Prepared) -> None:
         """Methods that go back to earlier weights, and data that a buffer can't hold."""
@@ -148,6 +129,33 @@ class Continual(Task):
             check(shapes, cfg.stream.tasks if self.options.mode == "sequential" else 1)
         if cfg.replay.name != "none":
             self._recipe(prepared)
+        self._check_steps(prepared)
+
+    def _check_steps(self, prepared: Prepared) -> None:
+        """What remains to be seen once samples are removed."""
+        train, cfg = self._train(prepared), self.cfg
+        if train.removal is None:
+            return
+        least = train.size_at(train.epochs - 1)
+        if least < cfg.batch_size:
+            raise UserError(
+                f"task.options.remove={self.options.remove}: leaves {least} samples of a task, "
+                f"fewer than a batch (batch_size={cfg.batch_size})"
+            )
+        if isinstance(prepared.method, Composed):
+            prepared.method.window(self._steps(prepared), len(train) // cfg.batch_size)
+
+    def _steps(self, prepared: Prepared) -> int:
+        """Optimizer steps that the method's schedule goes over."""
+        cfg = self.cfg
+        steps = self._train(prepared).steps(cfg.batch_size, cfg.trainer.accumulate)
+        whole = self.options.mode == "joint" or self._over_tasks(prepared.method)
+        return steps if whole else steps * int(cfg.stream.tasks)
+
+    def _train(self, prepared: Prepared) -> streams.Training:
+        train = prepared.data.train
+        assert isinstance(train, streams.Training)
+        return train
 
     def _check_isolation(self, prepared: Prepared) -> None:
         cfg = self.cfg
@@ -155,11 +163,12 @@ class Continual(Task):
             raise UserError(
                 f"stream.scenario=class_il: method={cfg.method.name} needs the task's identity"
             )
-        if cfg.replay.name != "none":
-            raise UserError(
-                f"replay={cfg.replay.name}: not with method={cfg.method.name}, which has a network "
-                "for each task and forgets nothing"
-            )
+        for group in ("replay", "regulariser"):
+            if cfg[group].name != "none":
+                raise UserError(
+                    f"{group}={cfg[group].name}: not with method={cfg.method.name}, which has a "
+                    "network for each task and forgets nothing"
+                )
         if self.options.method_over == "stream":
             raise UserError(
                 f"task.options.method_over=stream: method={cfg.method.name} begins anew with each "
@@ -167,9 +176,7 @@ class Continual(Task):
             )
 
     def _recipe(self, prepared: Prepared) -> Any:
-        train = prepared.data.train
-        assert isinstance(train, streams.Training)
-        part = train.parts[0]
+        part = self._train(prepared).parts[0]
         images = part.images if isinstance(part, streams.View) else part.views[0].images
         if not isinstance(images, TensorImages):
             raise UserError(
@@ -213,22 +220,28 @@ class Continual(Task):
         replay = None
         if cfg.replay.name != "none":
             replay = Replay(cfg.replay, cfg.batch_size, self._recipe(prepared), cfg.seed)
+        held = None
+        if cfg.regulariser.name != "none":
+            kind = regularise.KINDS[cfg.regulariser.name]
+            held = kind(cfg.regulariser, cfg.seed, cfg.batch_size)
         schedule = cfg if plan.mode == "joint" else self.task_cfg
         return ContinualLearner(
-            prepared.model, schedule, self.stream, plan, replay, prepared.method
+            prepared.model, schedule, self.stream, plan, replay, prepared.method, held
         )
 
     def sparsify(self, prepared: Prepared, learner: Learner) -> Sparsify:
         """A method may look at data of the task that is being learned, not at others."""
-        found = super().sparsify(prepared, learner)
-        train, cfg = prepared.data.train, self.cfg
+        found, learner = super().sparsify(prepared, learner), _ours(learner)
+        train, cfg = self._train(prepared), self.cfg
         found.examples = Examples(
             lambda seed: TrainLoader(train, cfg.batch_size, seed).batches(learner.current_epoch),
             learner.example_loss,
         )
-        if self._over_tasks(prepared.method):
-            found.total_steps = len(train) // cfg.batch_size * self.task_cfg.epochs
-        _ours(learner).sparsify = found
+        if learner.replay is not None:
+            found.memory = Examples(learner.replay.batches, learner.memory_loss)
+        found.total_steps = self._steps(prepared)
+        found.steps_per_epoch = len(train) // cfg.batch_size
+        learner.sparsify = found
         return found
 
     # --- results -----------------------------------------------------------------------------
@@ -252,9 +265,13 @@ class Continual(Task):
             found |= {"test/loss": None, "test/accuracy": None}
         if learner.replay is not None:
             found["replay/distinct"] = learner.replay.buffer.distinct
+        if (train := self._train(prepared)).removal is not None:
+            shown = sum(map(train.size_at, range(train.epochs)))
+            found["continual/data_use"] = shown / (train.epochs * len(train))
         kept = getattr(prepared.method, "bytes_of", None)
         sizes = kept() if kept else bytes_of(prepared.model, learner.session.masks)
         sizes["buffer"] = learner.replay.buffer.bytes if learner.replay else 0
+        sizes |= learner.regulariser.bytes if learner.regulariser else {}
         sizes["total"] = sum(sizes.values())
         return found | {f"bytes/{name}": value for name, value in sizes.items()}
 

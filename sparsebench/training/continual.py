@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from sparsebench.continual.record import SCENARIOS, Accuracies, Record
+from sparsebench.continual.regularise import Before, Regulariser
 from sparsebench.continual.replay import Replay, cross_entropy
-from sparsebench.continual.streams import Batch, Present, Stream
+from sparsebench.continual.streams import Batch, Present, Stream, Training
 from sparsebench.data import EvalLoader
 from sparsebench.errors import UserError
 from sparsebench.sparsity.method import Method
@@ -71,6 +72,7 @@ class ContinualLearner(Learner):
         plan: Plan,
         replay: Replay | None,
         method: Method,
+        regulariser: Regulariser | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -81,9 +83,11 @@ class ContinualLearner(Learner):
             plan: how.
             replay: what is kept of past tasks, if anything is.
             method: the sparsity method.
+            regulariser: what holds the network to what it was, if anything does.
         """
         super().__init__(model, cfg, {"loss": MeanMetric(), "accuracy": MeanMetric()}, method)
         self.stream, self.plan, self.replay = stream, plan, replay
+        self.regulariser = regulariser
         self.record = Record(len(stream.classes))
         self.task = -1
         self.knows_task = bool(getattr(method, "needs_task", False)) and plan.mode != "joint"
@@ -118,19 +122,37 @@ class ContinualLearner(Learner):
         return self.own[task] if self.plan.sliced else self._seen()
 
     def train_loss(self, batch: Any) -> Tensor:
-        """Mean cross-entropy on a batch, and what replay adds."""
+        """Mean cross-entropy on a batch, and what replay and a regulariser add."""
         batch = Batch(*batch)
         allowed = self._allowed(batch.task)
         if self.replay is None:
-            return cross_entropy(self(batch.x), batch.y, allowed).mean()
-        loss = self.replay.loss(self, batch, allowed, self._seen())
-        self.extra_samples = self.replay.presented
+            logits = self(batch.x)
+            loss = cross_entropy(logits, batch.y, allowed).mean()
+        else:
+            loss, logits = self.replay.loss(self, batch, allowed, self._seen())
+            self.extra_samples = self.replay.presented
+        if (removal := self._training.removal) is not None:
+            answer = logits.detach().masked_fill(~allowed, -torch.inf).argmax(1)
+            removal.observe(batch.place, answer == batch.y)
+        if self.regulariser is not None:
+            loss = loss + self.regulariser.term(self.model, batch, logits)
         return loss
+
+    @property
+    def _training(self) -> Training:
+        train = self.stream.data.train
+        assert isinstance(train, Training)
+        return train
 
     def example_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean cross-entropy without replay."""
         batch = Batch(*batch)
         return cross_entropy(model(batch.x), batch.y, self._allowed(batch.task)).mean()
+
+    def memory_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean cross-entropy on samples (x, y) that replay has kept."""
+        x, y = batch
+        return cross_entropy(model(x), y, self._seen()).mean()
 
     # --- from task to task -------------------------------------------------------------------
 
@@ -139,6 +161,15 @@ class ContinualLearner(Learner):
         if self.plan.mode == "sequential" and not self.record.before:
             self.record.before = self._accuracies(-1)
 
+    def on_train_epoch_start(self) -> None:
+        """Leave samples out if it is time, and tell Lightning that the epoch is shorter."""
+        train = self._training
+        train.begin_epoch(self.current_epoch)
+        if train.removal is not None:
+            assert self.trainer.train_dataloader is not None
+            batches = len(self.trainer.train_dataloader)
+            self.trainer.fit_loop.max_batches = self.trainer.val_check_batch = batches
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """At the first batch of a task, begin it (a resumed run has begun its task already)."""
         task = self.current_epoch // self.plan.epochs
@@ -146,6 +177,8 @@ class ContinualLearner(Learner):
             self._begin(task)
 
     def _begin(self, task: int) -> None:
+        if task and self.regulariser is not None:
+            self._look_back(self.regulariser, task)
         self._move_to(task)
         session = self.session
         if task and self.plan.reset:
@@ -158,6 +191,20 @@ class ContinualLearner(Learner):
             session.state.step = 0
         if self.plan.mode != "joint":
             self.session.begin_task(task)
+
+    def _look_back(self, regulariser: Regulariser, task: int) -> None:
+        """Let the regulariser see the network that the task before left."""
+        assert isinstance(self.seen, Tensor)
+        before = Before(
+            task,
+            self.model,
+            self.session.masks,
+            self._training.parts,
+            rivals=self._allowed(torch.tensor(task - 1, device=self.device)),
+            past=self.seen[task - 1],
+        )
+        with self._testing():
+            self.extra_passes += regulariser.begin(before)
 
     def _move_to(self, task: int) -> None:
         self.task = task
@@ -173,10 +220,15 @@ class ContinualLearner(Learner):
             self.session.end_task(task)
         self.record.add(self._accuracies(task), self.session.masks, isolated=self.isolated)
 
+    @property
+    def schedule_steps(self) -> int:
+        """Optimizer steps of a task (of all training where that is joint)."""
+        return self._training.steps(self.cfg.batch_size, self.cfg.trainer.accumulate)
+
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, the schedule once for each task."""
         found = super().configure_optimizers()
-        schedule, steps = found["lr_scheduler"]["scheduler"], self.steps_per_epoch * self.cfg.epochs
+        schedule, steps = found["lr_scheduler"]["scheduler"], self.schedule_steps
         once = schedule.lr_lambdas
         schedule.lr_lambdas = [lambda step, curve=each: curve(step % steps) for each in once]
         return found
@@ -280,6 +332,8 @@ class ContinualLearner(Learner):
             "task": self.task,
             "record": self.record.state_dict(),
             "buffer": self.replay.buffer.state_dict() if self.replay else {},
+            "regulariser": self.regulariser.state_dict() if self.regulariser else {},
+            "removal": removal.state_dict() if (removal := self._training.removal) else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -299,3 +353,7 @@ class ContinualLearner(Learner):
         self.record.load_state_dict(kept["record"])
         if self.replay:
             self.replay.buffer.load_state_dict(kept["buffer"])
+        if self.regulariser:
+            self.regulariser.load_state_dict(kept["regulariser"])
+        if self._training.removal:
+            self._training.removal.load_state_dict(kept["removal"])

@@ -200,10 +200,11 @@ class SparCL(Composed):
     def update(self, state: TrainState) -> None:
         """Shrink below the target and expand to it; the last time, to the target only."""
         assert self._window is not None
+        before = state.masks.version
         if state.step < self._window.last:
             self._retarget(state, self.sparsity + self.options.p_intra)
         self._retarget(state, self.sparsity)
-        self._due = self._due or self.options.dgm_refresh
+        self._due |= self.options.dgm_refresh and state.masks.version != before
 
     # --- gradients ---------------------------------------------------------------------------
 
