@@ -210,3 +210,10 @@ def sparcl(t: int, sizes: dict[str, int]) -> int:
 
 
 EXPECTATIONS["sparcl"] = Expectation(nonzeros=sparcl, until=0.9, draws=True)
+
+# Scores are drawn, and decide where the weights are that are trained (WSN) or constant (SupSup).
+# A weight that comes back has its value, so only its optimizer's state is new.
+EXPECTATIONS |= {
+    "wsn": Expectation(nonzeros=_share_of_all, draws=True),
+    "supsup": Expectation(nonzeros=_share_of_all, draws=True, dense_at_zero=False),
+}

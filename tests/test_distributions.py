@@ -13,7 +13,7 @@ from sparsebench.sparsity.distributions import DISTRIBUTIONS, allocate, apportio
 
 MLP = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
 CNN = {"conv1": (16, 3, 3, 3), "conv2": (32, 16, 3, 3), "fc": (10, 32)}
-MEETING = ["strict_uniform", "er", "erk", "erk_plus", "uniform_plus", "balanced"]
+MEETING = ["strict_uniform", "er", "erk", "erk_plus", "uniform_plus", "balanced", "supsup"]
 PER_LAYER = ["strict_uniform", "er", "erk", "balanced"]  # no layer has a role
 
 

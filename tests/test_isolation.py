@@ -38,12 +38,18 @@ def batch(task: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Stream:
     """Three tasks of two classes in a bare loop."""
 
-    def __init__(self, optimizer="adam", norm=False, reset=True, sparsity=0.8, **dials):
+    def __init__(
+        self, optimizer="adam", norm=False, reset=True, sparsity=0.8, name="cl_dst", resume=None,
+        **dials,
+    ):  # fmt: skip
         self.model, self.reset = network(norm), reset
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        if resume is not None:
+            self.model.load_state_dict(resume[0])
+            self.optimizer.load_state_dict(resume[1])
         self.session = Session(
-            method("cl_dst", sparsity=sparsity, every="2it", **dials),
-            self.model, self.optimizer, total_steps=STEPS, seed=0,
+            method(name, sparsity=sparsity, **{"every": "2it", **dials}),
+            self.model, self.optimizer, total_steps=STEPS, seed=0, resume=resume and resume[2],
         )  # fmt: skip
 
     def steps(self, task, first=0, last=STEPS):
@@ -70,6 +76,14 @@ class Stream:
             self.steps(task)
             self.session.end_task(task)
         return self
+
+    def state(self):
+        """All that resuming needs, through a file."""
+        parts = (self.model.state_dict(), self.optimizer.state_dict(), self.session.state_dict())
+        file = io.BytesIO()
+        torch.save(parts, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
 
     def answers(self, task):
         self.model.eval()
@@ -221,33 +235,14 @@ def test_the_rest_of_the_first_task_may_serve_all():
 
 @pytest.mark.parametrize("rest", ["own", "first"])
 def test_resuming_inside_a_task_is_bitwise_equal(rest):
-    def state(stream):
-        return copy.deepcopy(
-            (stream.model.state_dict(), stream.optimizer.state_dict(), stream.session.state_dict())
-        )
-
     dials = {"norm": True, "grow": "gradient", "options": {"rest": rest}}
     whole = Stream(**dials).learn(0)
     whole.begin(1)
     whole.steps(1, 0, 5)
-    file = io.BytesIO()
-    torch.save(state(whole), file)
-    file.seek(0)
-    weights, optimizer, kept = torch.load(file, weights_only=True)
-    whole.steps(1, 5)
-    whole.session.end_task(1)
-    again = Stream(**dials)
-    again.model.load_state_dict(weights)
-    again.optimizer.load_state_dict(optimizer)
-    again.session = Session(
-        method("cl_dst", sparsity=0.8, every="2it", grow="gradient", options={"rest": rest}),
-        again.model, again.optimizer, total_steps=STEPS, seed=0, resume=kept,
-    )  # fmt: skip
-    again.steps(1, 5)
-    again.session.end_task(1)
-    files = [io.BytesIO(), io.BytesIO()]
-    for stream, file in zip((whole, again), files, strict=True):
-        torch.save(state(stream), file)
+    again = Stream(**dials, resume=whole.state())
+    for stream in (whole, again):
+        stream.steps(1, 5)
+        stream.session.end_task(1)
     for task in range(2):
         assert torch.equal(whole.answers(task), again.answers(task))
     for (name, a), (_, b) in zip(

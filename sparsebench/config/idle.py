@@ -209,7 +209,9 @@ _METHOD = (
          lambda cfg: cfg.method.sparse and not cfg.method.shrink, "on a dense network"),
     Rule("method", ("scope", "initial_sparsity", "sparsity_end"), _gradual,
          "without a method.sparsity_schedule"),
-    Rule("method", ("prune",), lambda cfg: _gradual(cfg) or cfg.method.initial == "dense",
+    Rule("method", ("prune",),
+         lambda cfg: _gradual(cfg) or cfg.method.initial == "dense"
+         or cfg.method.storage != "zeroed",
          "without a method.sparsity_schedule"),
     Rule("method", ("initial_rounds", "initial_batches", "initial_scope"),
          lambda cfg: cfg.method.initial not in ("dense", "random"),

@@ -24,6 +24,7 @@ from sparsebench.sparsity.shares import (
     erk_plus,
     given,
     strict_uniform,
+    supsup,
     uniform,
     uniform_plus,
 )
@@ -31,7 +32,7 @@ from sparsebench.sparsity.shares import (
 # The distributions are imported to be found here by their import path.
 __all__ = [
     "DISTRIBUTIONS", "allocate", "apportion", "balanced", "densities", "er", "erk", "erk_plus",
-    "given", "strict_uniform", "uniform", "uniform_plus",
+    "given", "strict_uniform", "supsup", "uniform", "uniform_plus",
 ]  # fmt: skip
 
 Distribution = Callable[..., Densities]

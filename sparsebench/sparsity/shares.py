@@ -43,24 +43,26 @@ class Layers:
         return sum(self.sizes.values())
 
 
-def _share(layers: Layers, ratios: Mapping[str, float], density: float) -> Densities:
-    """Densities ``min(1, eps * ratio)`` whose weights add up to ``density`` of all.
+def _share(
+    layers: Layers, ratios: Mapping[str, float], density: float, most: float = 1.0
+) -> Densities:
+    """Densities ``min(most, eps * ratio)`` whose weights add up to ``density`` of all.
 
-    The capping loop of RigL (arXiv:1911.11134): layers with the highest ratio become dense, one
-    ratio a round, until no density is above 1. Exact sums, so that the order of layers is no
-    matter.
+    The capping loop of RigL (arXiv:1911.11134): layers with the highest ratio become as dense as
+    may be, one ratio a round, until no density is above ``most``. Exact sums, so that the order of
+    layers is no matter.
     """
     sizes, free = layers.sizes, dict(ratios)
     while free:
-        dense = sum(size for name, size in sizes.items() if name not in free)
-        eps = (density * layers.total - dense) / math.fsum(
+        capped = most * sum(size for name, size in sizes.items() if name not in free)
+        eps = (density * layers.total - capped) / math.fsum(
             ratio * sizes[name] for name, ratio in free.items()
         )
         highest = max(free.values())
-        if eps * highest <= 1:
+        if eps * highest <= most:
             break
         free = {name: ratio for name, ratio in free.items() if ratio != highest}
-    return {name: eps * free[name] if name in free else 1.0 for name in sizes}
+    return {name: eps * free[name] if name in free else most for name in sizes}
 
 
 def _rest(layers: Layers, density: float, held: Densities) -> float:
@@ -127,6 +129,18 @@ def er(layers: Layers, density: float) -> Densities:
         raise bad_value("distribution.name", "er", f"needs two dimensions, '{flat}' has one")
     ratios = {name: (s[0] + s[1]) / (s[0] * s[1]) for name, s in layers.shapes.items()}
     return _share(layers, ratios, density)
+
+
+def supsup(layers: Layers, density: float) -> Densities:
+    """SupSup's (arXiv:2006.14769): min(0.5, k (out + in) / weights), k such that the total is met.
+
+    The code of the paper sets k instead (1, 2, ..., 32). A layer has k weights for each of its
+    inputs and outputs, whatever its kernel, and at most half of its weights: a mask of more has
+    fewer choices. Above a density of 0.5 all layers have the same.
+    """
+    sizes = layers.sizes
+    ratios = {name: sum(shape[:2]) / sizes[name] for name, shape in layers.shapes.items()}
+    return _share(layers, ratios, density, most=max(0.5, density))
 
 
 def erk(layers: Layers, density: float, *, power: float = 1.0) -> Densities:
@@ -196,6 +210,7 @@ DISTRIBUTIONS: dict[str, Callable[..., Densities]] = {
     "er": er,
     "erk": erk,
     "erk_plus": erk_plus,
+    "supsup": supsup,
     "balanced": balanced,
     "given": given,
 }
