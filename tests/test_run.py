@@ -163,7 +163,7 @@ def test_the_result_has_what_readers_of_it_count_on(finished):
     assert torch.__version__.startswith(result["environment"]["versions"]["torch"])
     assert {
         "test/accuracy", "test/loss", "parameters", "nonzeros", "sparsity", "flops/inference",
-        "flops/inference_relative", "flops/training_relative", "seconds/training",
+        "flops/inference_relative", "flops/training_relative", "seconds/training", "seconds/step",
         "memory/peak_bytes", "weights_sha256", "validation/accuracy", "steps", "epochs",
     } <= result["metrics"].keys()  # fmt: skip
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Okabe and Ito's colours, which the colour-blind can tell apart; each has its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
+#: Of a scatter with more rows than this nobody can tell the points apart: each gets a line.
+ROWS = 20
 #: Labels of columns that are longer than this together stand aslant.
 CHARACTERS = 60
 
@@ -37,9 +39,13 @@ def draw(results: Results) -> Figure | None:
     across = picture.x == axis and len(results.grid.columns) > 1
     if not any(entry.estimate(metric) for entry in results.entries.values()):
         return None
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    many = against is not None and len(results.grid.rows) > ROWS
+    height = 1.2 + 0.17 * len(results.grid.rows) if many else 4.2
+    figure = Figure(figsize=(6.4, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    if against is not None:
+    if many:
+        _dots(axes, results, metric)
+    elif against is not None:
         _scatter(axes, results, metric, against)
     elif across:
         _lines(axes, results, metric)
@@ -126,6 +132,34 @@ def _points(axes: Axes, results: Results, metric: Metric) -> None:
     axes.set_ylim(len(grid.rows) - 0.5, -0.5)
     axes.set_xlabel(_measured(results, metric))
     axes.set_ylabel(grid.spec.rows.label or grid.spec.rows.key)
+
+
+def _dots(axes: Axes, results: Results, metric: Metric) -> None:
+    """One line a row, a point for each column; rows in the order of the first column."""
+    grid = results.grid
+    found = {place: e for place, entry in results.entries.items() if (e := entry.estimate(metric))}
+    worst = min(found.values(), key=lambda e: e.mean).mean
+    order = sorted(
+        range(len(grid.rows)), key=lambda i: -found[i, 0].mean if (i, 0) in found else -worst
+    )
+    for j, column in enumerate(grid.columns):
+        known = [(y, found[i, j]) for y, i in enumerate(order) if (i, j) in found]
+        axes.errorbar(
+            [e.mean for _, e in known],
+            [y for y, _ in known],
+            xerr=[e.half if e.half is not None else math.nan for _, e in known],
+            color=COLOURS[j % len(COLOURS)],
+            marker=MARKERS[j % len(MARKERS)],
+            linestyle="none",
+            markersize=4,
+            elinewidth=0.8,
+            capsize=2,
+            label=column.label,
+        )
+    axes.set_yticks(range(len(order)), [grid.rows[i].label for i in order], fontsize=6)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.set_xlabel(_measured(results, metric))
+    axes.legend(fontsize=7, frameon=False, loc="lower left", title=grid.spec.columns.label)
 
 
 def _scatter(axes: Axes, results: Results, metric: Metric, against: Metric) -> None:

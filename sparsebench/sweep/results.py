@@ -37,6 +37,10 @@ class Outcome:
     written: float
 
 
+#: By how much a row may miss the sparsity of its column, by rounding, and still lead.
+SLACK = 0.005
+
+
 @dataclass(frozen=True)
 class Entry:
     """The runs of one row and column.
@@ -58,6 +62,13 @@ class Entry:
     def sparse(self) -> bool:
         """Whether its method is sparse."""
         return all(outcome.run.sparse for outcome in self.by_seed.values())
+
+    def reaches(self, sparsity: object) -> bool:
+        """Whether it is as sparse as asked; a smaller dense network has no zeros at all."""
+        found = [o.metrics.get("sparsity", sparsity) for o in self.by_seed.values()]
+        return not isinstance(sparsity, float) or all(
+            zeros == 0.0 or zeros >= sparsity - SLACK for zeros in found
+        )
 
     def values(self, metric: Metric) -> dict[int, float]:
         """A figure by seed, of the runs that have finished and have it."""
@@ -127,13 +138,19 @@ class Results:
     def leaders(self, column: int, metric: Metric) -> set[int]:
         """Rows of sparse methods with the best mean, or a mean inside the best one's interval.
 
-        Where there is no interval, or the metric has no better end, nothing leads.
+        Where there is no interval, or the metric has no better end, nothing leads. A row that is
+        less sparse than its column says does not lead.
         """
+        columns = self.grid.spec.columns
+        asked = self.grid.columns[column].value if columns.key == "sparsity" else None
         sign = {"max": 1.0, "min": -1.0}.get(metric.better or "", 0.0)
         found = {
             i: e
             for (i, j), entry in self.entries.items()
-            if j == column and entry.sparse and (e := entry.estimate(metric))
+            if j == column
+            and entry.sparse
+            and entry.reaches(asked)
+            and (e := entry.estimate(metric))
         }
         if not sign or len(found) < 2:
             return set()
