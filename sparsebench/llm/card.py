@@ -19,6 +19,30 @@ _SHOWN = (
 _RECIPE = ("model", "method", "structure", "sparsity", "seed", "calibration", "eval")
 _TRAINING = ("recovery", "optimizer", "schedule", "trainer")
 
+_MASKS = """`masks.safetensors` has the masks as packed bits by parameter (first element in the
+highest bit; shapes in its metadata)"""
+
+
+def _what(cfg: DictConfig) -> str:
+    """The end of the title, and what is in the folder."""
+    if "compression" in cfg.method:
+        return f"""with weights as products by {cfg.method.name}, {cfg.method.compression:.1%} saved
+
+The weights are multiplied out, so that any version of transformers loads them, and are as large
+as before. `factors/` has what they are products of, by block: a weight (outputs x inputs) is
+`codes` (outputs x k) times `atoms` (k x inputs). Sparse codes are `values` (outputs x s), by
+ascending atom, and `places`, the packed bits of (outputs x k), first element in the highest bit. A
+layer without atoms has those of its kind in the first block of the file."""
+    title = f"pruned by {cfg.method.name} to {cfg.sparsity:g} sparsity"
+    if cfg.structure.name == "channel":
+        return f"""{title}
+
+Heads and channels are gone from the matrices: any version of transformers loads the smaller
+model. {_MASKS}, in the shapes of the model before."""
+    return f"""{title}
+
+Zeros are stored as zeros: any version of transformers loads the weights. {_MASKS}."""
+
 
 def card(cfg: DictConfig, metrics: dict[str, Any], notes: list[str]) -> str:
     """Markdown with the front matter that the hub reads.
@@ -37,10 +61,7 @@ def card(cfg: DictConfig, metrics: dict[str, Any], notes: list[str]) -> str:
         front += f"base_model: {cfg.model.path}\n"
     said = "\n".join(f"- {note}" for note in notes)
     return f"""{front}---
-# {cfg.model.name}, pruned by {cfg.method.name} to {cfg.sparsity:g} sparsity
-
-Zeros are stored as zeros: any version of transformers loads the weights. `masks.safetensors` has
-the masks as packed bits by parameter (first element in the highest bit; shapes in its metadata).
+# {cfg.model.name}, {_what(cfg)}
 
 | measure | value |
 | --- | --- |

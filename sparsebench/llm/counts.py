@@ -73,6 +73,15 @@ def counts(
     return metrics | {f"bytes/{name}": size for name, size in sizes.items()}, layers
 
 
+def size_of(model: nn.Module) -> dict[str, int]:
+    """Parameters and bytes of a model that has become smaller."""
+    parameters = list(model.parameters())
+    return {
+        "parameters_left": sum(p.numel() for p in parameters),
+        "memory/model_bytes": sum(p.numel() * p.element_size() for p in parameters),
+    }
+
+
 def sizes_of(
     rows: int, columns: int, nonzeros: int, bytes_each: int, nm: tuple[int, int] | None = None
 ) -> dict[str, int]:

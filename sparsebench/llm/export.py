@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,19 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], blocks: Sequence[Block])
     write_atomically(path, lambda file: file.write(content))
 
 
+def save_factors(kept: Path, folder: Path) -> None:
+    """Copy what products are made of beside the weights that they were multiplied out to.
+
+    Args:
+        kept: folder with a safetensors file for each block, or group of blocks.
+        folder: of the model; gets ``factors/``.
+    """
+    place = folder / "factors"
+    place.mkdir()
+    for path in sorted(kept.glob("*.safetensors")):
+        shutil.copy(path, place / path.name)
+
+
 def save_model(
     folder: Path,
     language: LanguageModel,
@@ -56,7 +70,8 @@ def save_model(
     """
 
     def finish(fresh: Path) -> None:
-        save_masks(fresh / "masks.safetensors", masks, blocks)
+        if masks:
+            save_masks(fresh / "masks.safetensors", masks, blocks)
         more(fresh)
 
     model, disk = language.model, language.disk

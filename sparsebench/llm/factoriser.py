@@ -120,6 +120,11 @@ def method_of(cfg: DictConfig) -> Parts | Factoriser:
     values, allow = container(cfg.method), list(cfg.allow)
     if OmegaConf.get_type(cfg, "method") is not FactorSpec:
         return Parts.of(PrunerSpec(**values), allow)
+    if cfg.recovery.name != "none":
+        raise UserError(
+            f"recovery={cfg.recovery.name}: trains behind masks, and method={cfg.method.name} "
+            "leaves none"
+        )
     if cfg.save_masks:
         raise UserError(
             f"save_masks=true: method={cfg.method.name} leaves no masks; save_model=true writes "
@@ -129,14 +134,14 @@ def method_of(cfg: DictConfig) -> Parts | Factoriser:
 
 
 def product_counts(
-    factors: Mapping[str, Mapping[str, int]], layers: Mapping[str, Any], head: int
+    factors: Mapping[str, Mapping[str, int]], layers: Mapping[str, Any], dense_flops: int
 ) -> dict[str, Any]:
     """What products take, for ``result.json``.
 
     Args:
         factors: bytes by part of each layer, at 16 bits a number.
         layers: figures of each layer in order, with its number of ``weights``.
-        head: FLOPs of a token outside the layers.
+        dense_flops: of a token, before.
 
     Returns:
         Bytes by part (``storage/atoms``, ``storage/codes``, ...), in all and of the dense weights
@@ -158,5 +163,5 @@ def product_counts(
         "storage": total,
         "storage/dense": sum(dense.values()),
         **{f"storage/{part}": size for part, size in parts.items()},
-        "flops/token": 2 * numbers + head,
+        "flops/token": dense_flops + 2 * (numbers - sum(dense.values()) * 8 // BITS),
     }

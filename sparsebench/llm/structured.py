@@ -230,7 +230,7 @@ def units_of(cfg: DictConfig, model: Any, blocks: Sequence[Block]) -> Units | No
             )
     if blocks[0].source:
         raise UserError("model.args.weights=disk: structure=channel needs the model in memory")
-    if "recovery" in cfg and cfg.recovery.name != "none":
+    if cfg.recovery.name != "none":
         raise UserError(
             f"recovery={cfg.recovery.name}: trains weights behind masks, and structure=channel "
             "removes them; train the model it saves"

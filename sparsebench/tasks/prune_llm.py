@@ -12,7 +12,8 @@ import copy
 import hashlib
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from sparsebench.errors import UserError, bad_value
 from sparsebench.llm.building import language_model, on_device
 from sparsebench.llm.card import card
-from sparsebench.llm.counts import counts
+from sparsebench.llm.counts import counts, size_of
 from sparsebench.llm.evaluate import Evaluation
-from sparsebench.llm.export import save_masks, save_model
+from sparsebench.llm.export import save_factors, save_masks, save_model
+from sparsebench.llm.factoriser import Factoriser, method_of, product_counts
 from sparsebench.llm.layers import Block, find_blocks, others
 from sparsebench.llm.likelihood import Likelihood
 from sparsebench.llm.models import LanguageModel
@@ -33,7 +35,7 @@ from sparsebench.llm.pipeline import Outcome, Pipeline
 from sparsebench.llm.progress import Progress
 from sparsebench.llm.recovery.outcome import Recovered
 from sparsebench.llm.recovery.plan import Plan, plan
-from sparsebench.llm.spec import PrunerSpec
+from sparsebench.llm.structured import Units, units_of
 from sparsebench.llm.text import calibration_samples, check_apart, load_text, tokens_of
 from sparsebench.sparsity.nm_rules import is_nm
 from sparsebench.tasks.build import container
@@ -48,8 +50,9 @@ class Prepared:
 
     language: LanguageModel
     blocks: list[Block]
-    method: Parts
+    method: Parts | Factoriser
     nm: tuple[int, int] | None
+    units: Units | None
     samples: list[Tensor]
     evaluation: Evaluation
     recovery: Plan | None
@@ -64,9 +67,8 @@ def prepare(cfg: DictConfig) -> Prepared:
         UserError: naming key, value and what is allowed.
     """
     begin = time.perf_counter()
-    spec = PrunerSpec(**container(cfg.method))
-    parts = Parts.of(spec, list(cfg.allow))
-    nm = _pattern(cfg, spec)
+    parts = method_of(cfg)
+    nm = _pattern(cfg)
     data, notes = container(cfg.data), []
     test = load_text("eval", cfg.eval.dataset, cfg.eval.split, data)
     text = None
@@ -80,6 +82,9 @@ def prepare(cfg: DictConfig) -> Prepared:
         notes.append(f"dense, since in no linear layer: {', '.join(left)}")
     if nm and cfg.sparsity:
         _check_widths(blocks, nm[1])
+    units = units_of(cfg, language.model, blocks)
+    if units:
+        notes.append(units.said)
     _check_context(cfg, language, parts)
     samples: list[Tensor] = []
     if text:
@@ -87,28 +92,29 @@ def prepare(cfg: DictConfig) -> Prepared:
             text, language.tokenizer, language.vocabulary, container(cfg.calibration), cfg.seed
         )
     ids = tokens_of(test.joined, language.tokenizer, language.vocabulary)
-    if len(ids) < max(cfg.eval.lengths):
-        allowed = f"'{test.name}' ({test.split}) has {len(ids)} tokens"
-        raise bad_value("eval.lengths", list(cfg.eval.lengths), allowed)
+    most = cfg.calibration.samples * cfg.calibration.length
+    likelihood = Likelihood(language.model, blocks, most)
+    evaluation = Evaluation.prepare(cfg.eval, likelihood, ids, language)
     recovery = plan(cfg, language, blocks, test)
     seconds = time.perf_counter() - begin
-    most = cfg.calibration.samples * cfg.calibration.length
-    evaluation = Evaluation(cfg.eval, Likelihood(language.model, blocks, most), ids)
-    return Prepared(language, blocks, parts, nm, samples, evaluation, recovery, notes, seconds)
+    return Prepared(
+        language, blocks, parts, nm, units, samples, evaluation, recovery, notes, seconds
+    )
 
 
-def _pattern(cfg: DictConfig, spec: PrunerSpec) -> tuple[int, int] | None:
+def _pattern(cfg: DictConfig) -> tuple[int, int] | None:
     structure = cfg.structure
-    if structure.name not in ("unstructured", "nm"):
+    if structure.name not in ("unstructured", "nm", "channel"):
         raise UserError(
-            f"structure={structure.name}: task=prune_llm knows unstructured and N:M patterns"
+            f"structure={structure.name}: task=prune_llm knows unstructured and N:M patterns, and "
+            "structure=channel, by which heads and channels go"
         )
     if not is_nm(structure):
         return None
-    if spec.ratios != "uniform":
+    if cfg.method.ratios != "uniform":
         raise UserError(
-            f"method.ratios={spec.ratios}: with an N:M structure all layers have the pattern's "
-            "sparsity; use method.ratios=uniform"
+            f"method.ratios={cfg.method.ratios}: with an N:M structure all layers have the "
+            "pattern's sparsity; use method.ratios=uniform"
         )
     return int(structure.n), int(structure.m)
 
@@ -122,9 +128,11 @@ def _check_widths(blocks: list[Block], m: int) -> None:
             )
 
 
-def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts) -> None:
+def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts | Factoriser) -> None:
     longest = language.context
-    lengths = [("eval.lengths", length) for length in cfg.eval.lengths]
+    lengths = []
+    if "perplexity" in cfg.eval.measures:
+        lengths = [("eval.lengths", length) for length in cfg.eval.lengths]
     if parts.looks_at_text:
         lengths.append(("calibration.length", cfg.calibration.length))
     for key, length in lengths:
@@ -147,18 +155,23 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         prepared.language.model,
         prepared.blocks,
         prepared.method,
-        cfg.sparsity,
+        cfg.method.get("compression", cfg.sparsity),
         prepared.nm,
         cfg.seed,
         report=lambda done, total, spent: say("pruning", done, total, spent),
         errors=cfg.eval.errors,
         held=held,
+        units=prepared.units,
     )
     outcome = pipeline.run(prepared.samples, folder / BLOCKS, _key(cfg, prepared))
     recovered = None
     if prepared.recovery:
         recovered, found = _recover(cfg, folder, prepared, outcome, teacher, say)
         metrics |= found
+    language = prepared.language
+    if prepared.units:
+        language = replace(language, model=prepared.units.shrink(language.model, outcome.masks))
+        evaluation = evaluation.of(language.model)
     begin = time.perf_counter()
     metrics |= evaluation.measure(say)
     testing += time.perf_counter() - begin
@@ -170,6 +183,11 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     for name, error in outcome.errors.items():
         layers[name]["error"] = error
     metrics |= counted
+    if prepared.units:
+        metrics |= size_of(language.model)
+    if outcome.factors:  # whose bytes are not those of zeros
+        metrics = {key: value for key, value in metrics.items() if not key.startswith("bytes/")}
+        metrics |= product_counts(outcome.factors, layers, metrics["flops/token_dense"])
     metrics |= {f"seconds/{name}": value for name, value in outcome.seconds.items()}
     metrics |= {
         "seconds/testing": testing,
@@ -182,10 +200,10 @@ def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
         save_masks(folder / "masks.safetensors", outcome.masks, prepared.blocks)
     if cfg.save_model:
         text = card(cfg, metrics, notes)
-        save_model(
-            folder / "model", prepared.language, prepared.blocks, outcome.masks, text,
-            recovered.export if recovered else lambda fresh: None,
-        )  # fmt: skip
+        more = recovered.export if recovered else lambda fresh: None
+        if outcome.factors:
+            more = partial(save_factors, folder / BLOCKS)
+        save_model(folder / "model", language, prepared.blocks, outcome.masks, text, more)
     shutil.rmtree(folder / BLOCKS, ignore_errors=True)
     for path in folder.glob("*.ckpt"):  # as large as the model three times
         path.unlink()
@@ -214,6 +232,7 @@ def _recover(
     from sparsebench.llm.recovery.run import recover
 
     assert prepared.recovery is not None
+    assert isinstance(prepared.method, Parts)  # others leave no masks, and are refused
     metrics = prepared.evaluation.measure(say, "_pruned")
     pruned = Pruned(
         prepared.language, prepared.blocks, outcome, prepared.method.spec, prepared.nm,
