@@ -217,3 +217,29 @@ EXPECTATIONS |= {
     "wsn": Expectation(nonzeros=_share_of_all, draws=True),
     "supsup": Expectation(nonzeros=_share_of_all, draws=True, dense_at_zero=False),
 }
+
+KERNELS = {"conv1.weight": 9, "conv2.weight": 9}
+
+
+def whole_kernels(t: int, sizes: dict[str, int]) -> dict[str, int]:
+    """SpaceNet (2007.07617): a fifth of each layer, in a convolution by whole kernels."""
+    kernel = {name: KERNELS.get(name, 1) for name in sizes}
+    return {n: round(0.2 * size) // kernel[n] * kernel[n] for n, size in sizes.items()}
+
+
+EXPECTATIONS |= {
+    "spacenet": Expectation(
+        dials={"distribution": "strict_uniform", "options": {"selected": 1.0}},
+        layers=whole_kernels,
+        draws=True,
+        networks=("mlp", "conv", "channels_last"),
+    ),
+    # NISPA (2206.09117): what leads to the outputs has no plastic unit there to go to
+    "nispa": Expectation(
+        dials={"distribution": "strict_uniform"},
+        bounds=lambda t: (0.799, 0.835),
+        new_from_zero=False,
+        draws=True,
+        networks=("mlp", "conv", "channels_last"),
+    ),
+}

@@ -90,6 +90,8 @@ ENGINES = {
     **_in("methods.bdwp", bdwp="Bdwp"),
     **_in("methods.isolated", isolated="Isolated"),
     **_in("methods.packnet", packnet="PackNet"),
+    **_in("methods.spacenet", spacenet="SpaceNet"),
+    **_in("methods.nispa", nispa="Nispa"),
     **_in("methods.winning", winning="Winning"),
 }
 #: Which patterns of zeros are allowed.

@@ -4,7 +4,8 @@
 each task (in ``domain_il`` the same rows for all); which of them a sample competes among in
 training is ``task.options.loss``: ``sliced`` is the classes of its own task, which trains each
 row as a head of its own would be (a multi-head network is this one with ``selector.last=false``,
-so that heads stay dense), and ``seen`` all classes of tasks so far.
+so that heads stay dense), ``seen`` all classes of tasks so far, and ``all`` those of tasks to come
+too (as in SpaceNet's code).
 
 Bounds: fine-tuning is ``replay=none``; ``mode=joint`` trains on all tasks at once for as many
 steps; ``mode=independent`` trains each task from the first weights and masks.
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from sparsebench import data
-from sparsebench.continual import metrics, picture, regularise, streams
+from sparsebench.continual import mask_code, metrics, picture, regularise, streams
 from sparsebench.continual.checks import check_config
 from sparsebench.continual.removal import Removal, stages_of
 from sparsebench.continual.replay import Replay
@@ -58,7 +59,7 @@ class Options:
     """Options of the task."""
 
     mode: str = choice("sequential", *MODES)
-    loss: str | None = choice(None, None, "sliced", "seen")
+    loss: str | None = choice(None, None, "sliced", "seen", "all")
     reset_optimizer: bool = choice(True, True, False)
     method_over: str | None = choice(None, None, "task", "stream")
     remove: float = number(0.0, "[0, 1)", "share of a task's samples that is left out at its end")
@@ -76,7 +77,8 @@ class Continual(Task):
         """Take the config; a scenario that is not given is what the method can do."""
         super().__init__(cfg)
         if cfg.stream.scenario is None:
-            told = self.options.mode != "joint" and needs_task(build_method(cfg))
+            method = build_method(cfg)
+            told = self.options.mode != "joint" and needs_task(method) and not infers_task(method)
             self.cfg = _with(cfg, "stream.scenario", "task_il" if told else "class_il")
 
     def load(self) -> DataSets:
@@ -159,7 +161,8 @@ class Continual(Task):
 
     def _check_isolation(self, prepared: Prepared) -> None:
         cfg = self.cfg
-        if cfg.stream.scenario == "class_il":
+        untold = infers_task(prepared.method) and self.options.mode == "sequential"
+        if cfg.stream.scenario == "class_il" and not untold:
             raise UserError(
                 f"stream.scenario=class_il: method={cfg.method.name} needs the task's identity"
             )
@@ -202,11 +205,11 @@ class Continual(Task):
         from sparsebench.training.continual import Plan
 
         options, scenario = self.options, self.cfg.stream.scenario
-        sliced = options.loss == "sliced" if options.loss else scenario == "task_il"
         joint = options.mode == "joint"
+        told = scenario == "task_il" or (needs_task(method) and not joint)
         return Plan(
             options.mode,
-            sliced=sliced,
+            loss=options.loss or ("sliced" if told else "seen"),
             reset=options.reset_optimizer,
             restart=self._over_tasks(method),
             epochs=self.cfg.epochs if joint else self.task_cfg.epochs,
@@ -239,6 +242,7 @@ class Continual(Task):
         )
         if learner.replay is not None:
             found.memory = Examples(learner.replay.batches, learner.memory_loss)
+        found.accuracy = learner.present_accuracy
         found.total_steps = self._steps(prepared)
         found.steps_per_epoch = len(train) // cfg.batch_size
         learner.sparsify = found
@@ -273,6 +277,8 @@ class Continual(Task):
         sizes["buffer"] = learner.replay.buffer.bytes if learner.replay else 0
         sizes |= learner.regulariser.bytes if learner.regulariser else {}
         sizes["total"] = sum(sizes.values())
+        if (vault := getattr(prepared.method, "vault", None)) and self.options.mode == "sequential":
+            found |= mask_code.figures(vault)
         return found | {f"bytes/{name}": value for name, value in sizes.items()}
 
     def _matrices(self, learner: ContinualLearner) -> dict[str, Any]:
@@ -326,6 +332,11 @@ def bytes_of(model: nn.Module, masks: Masks) -> dict[str, int]:
 def needs_task(method: Method) -> bool:
     """Whether a method answers only where it is told the task."""
     return bool(getattr(method, "needs_task", False))
+
+
+def infers_task(method: Method) -> bool:
+    """Whether a method of several networks finds out itself which one a sample is for."""
+    return bool(getattr(method, "infers_task", False))
 
 
 def _with(cfg: DictConfig, key: str, value: Any) -> DictConfig:

@@ -21,7 +21,8 @@ from torchmetrics import MeanMetric
 from sparsebench.continual.record import SCENARIOS, Accuracies, Record
 from sparsebench.continual.regularise import Before, Regulariser
 from sparsebench.continual.replay import Replay, cross_entropy
-from sparsebench.continual.streams import Batch, Present, Stream, Training
+from sparsebench.continual.streams import Batch, Joined, Present, Stream, Training
+from sparsebench.continual.untold import by_task, untold
 from sparsebench.data import EvalLoader
 from sparsebench.errors import UserError
 from sparsebench.sparsity.method import Method
@@ -38,14 +39,15 @@ class Plan:
     Attributes:
         mode: ``sequential``, ``joint`` (all tasks at once) or ``independent`` (each from the
             first weights).
-        sliced: a sample competes among the classes of its task only, else among those seen.
+        loss: what a sample competes among: the classes of its task (``sliced``), those of tasks so
+            far (``seen``), or ``all`` outputs, those of tasks to come too.
         reset: the optimizer forgets at a new task.
         restart: the method's schedule begins anew at a new task.
         epochs: of each task; of all training where that is joint.
     """
 
     mode: str
-    sliced: bool
+    loss: str
     reset: bool
     restart: bool
     epochs: int
@@ -63,6 +65,8 @@ class ContinualLearner(Learner):
     monitor = "accuracy"
     mode = "max"
     sparsify: Sparsify
+    own: Tensor  # outputs of each task, bool [tasks, outputs]
+    seen: Tensor  # of it and those before, bool [tasks, outputs]
 
     def __init__(
         self,
@@ -91,8 +95,11 @@ class ContinualLearner(Learner):
         self.record = Record(len(stream.classes))
         self.task = -1
         self.knows_task = bool(getattr(method, "needs_task", False)) and plan.mode != "joint"
-        #: Whether nothing of an earlier task may change, so that its accuracy must not.
-        self.isolated = self.knows_task and plan.mode == "sequential"
+        alone = self.knows_task and plan.mode == "sequential"
+        #: Whether the method finds out the task itself, where the scenario does not tell it.
+        self.infers = alone and bool(getattr(method, "infers_task", False))
+        #: Scenarios in which the accuracy on an earlier task must not change.
+        self.isolated = SCENARIOS[: 1 if self.infers else None] if alone else ()
         tasks, outputs = len(stream.classes), stream.outputs
         own = torch.zeros(tasks, outputs, dtype=torch.bool)
         for task in range(tasks):
@@ -112,14 +119,13 @@ class ContinualLearner(Learner):
 
     def _seen(self) -> Tensor:
         """Outputs of the tasks so far, bool [outputs]."""
-        assert isinstance(self.seen, Tensor)
         known: Tensor = self.seen[-1 if self.plan.mode == "joint" else max(self.task, 0)]
         return known
 
     def _allowed(self, task: Tensor) -> Tensor:
         """Outputs that samples of some tasks compete among in training."""
-        assert isinstance(self.own, Tensor)
-        return self.own[task] if self.plan.sliced else self._seen()
+        found: Tensor = self.seen[-1] if self.plan.loss == "all" else self._seen()
+        return self.own[task] if self.plan.loss == "sliced" else found
 
     def train_loss(self, batch: Any) -> Tensor:
         """Mean cross-entropy on a batch, and what replay and a regulariser add."""
@@ -190,11 +196,10 @@ class ContinualLearner(Learner):
         elif task and self.plan.restart:
             session.state.step = 0
         if self.plan.mode != "joint":
-            self.session.begin_task(task)
+            self.session.begin_task(task, self.own[task])
 
     def _look_back(self, regulariser: Regulariser, task: int) -> None:
         """Let the regulariser see the network that the task before left."""
-        assert isinstance(self.seen, Tensor)
         before = Before(
             task,
             self.model,
@@ -251,14 +256,14 @@ class ContinualLearner(Learner):
                     continue
                 with self.session.as_task(other):
                     right = self._right(other, task)
+                if self.infers:
+                    right["domain_il" if self.stream.shared else "class_il"] = self._untold(other)
                 for name, hits in right.items():
                     found[name][other] = 100.0 * hits / len(self.stream.tests[other])
         return found
 
     def _right(self, other: int, task: int) -> dict[str, int]:
         """Right answers on the test samples of ``other`` after ``task``, by scenario."""
-        assert isinstance(self.own, Tensor)
-        assert isinstance(self.seen, Tensor)
         if self.stream.shared:
             among = {"domain_il": self.own[other]}
         else:
@@ -274,6 +279,37 @@ class ContinualLearner(Learner):
                 answer = logits.masked_fill(~allowed, -torch.inf).argmax(1)
                 hits[name] += int((answer == y).sum())
         return hits
+
+    def _untold(self, other: int) -> int:
+        """Right answers on the test samples of a task that nobody tells."""
+        hits = 0
+        for batch in EvalLoader(self.stream.tests[other], max(2 * self.cfg.batch_size, 256)):
+            own = self.own[: self.task + 1]
+            answers = untold(self.session, self, batch.x.to(self.device), own)
+            hits += int((answers.argmax(1) == batch.y.to(self.device)).sum())
+        return hits
+
+    def present_accuracy(self) -> float:
+        """Percent of right answers on the present task's validation samples.
+
+        Where none are held out, on its training samples.
+        """
+        held = self.stream.data.validation
+        parts = held.parts if isinstance(held, Present) else self._training.parts
+        part = parts[min(self.task, len(parts) - 1)]
+        samples = part if isinstance(part, Joined) else Joined((part,))
+        hits = 0
+        with self._testing():
+            for batch in EvalLoader(samples, max(2 * self.cfg.batch_size, 256)):
+                rivals = self._rivals(batch.task.to(self.device))
+                answer = self(batch.x.to(self.device)).float().masked_fill(~rivals, -torch.inf)
+                hits += int((answer.argmax(1) == batch.y.to(self.device)).sum())
+        self.extra_passes += len(samples)
+        return 100.0 * hits / len(samples)
+
+    def _rivals(self, task: Tensor) -> Tensor:
+        """Outputs that samples of some tasks compete among where the scenario is tested."""
+        return self.own[task] if self.stream.scenario == "task_il" else self._seen()
 
     @contextmanager
     def _testing(self) -> Iterator[None]:
@@ -291,9 +327,7 @@ class ContinualLearner(Learner):
     def evaluate(self, batch: Any) -> None:
         """Add a batch to loss and accuracy in the scenario that is asked."""
         batch = Batch(*batch)
-        assert isinstance(self.own, Tensor)
-        allowed = self.own[batch.task] if self.stream.scenario == "task_il" else self._seen()
-        logits = self._answers(batch).float().masked_fill(~allowed, -torch.inf)
+        logits = self._answers(batch).float().masked_fill(~self._rivals(batch.task), -torch.inf)
         loss = nn.functional.cross_entropy(logits, batch.y, reduction="none")
         self.evaluation["loss"].update(loss)
         self.evaluation["accuracy"].update((logits.argmax(1) == batch.y).float())
@@ -303,12 +337,9 @@ class ContinualLearner(Learner):
         if not self.knows_task:
             answers: Tensor = self(batch.x)
             return answers
-        logits = batch.x.new_empty(len(batch.x), self.stream.outputs)
-        for task in sorted(set(batch.task.tolist())):
-            mine = batch.task == task
-            with self.session.as_task(task):
-                logits[mine] = self(batch.x[mine]).to(logits.dtype)
-        return logits
+        if self.infers and self.stream.scenario != "task_il":
+            return untold(self.session, self, batch.x, self.own[: self.task + 1])
+        return by_task(self.session, self, batch.x, batch.task, self.stream.outputs)
 
     def row(self) -> dict[str, float]:
         """The task of an epoch, and the accuracy on each task when it was last tested.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Sparsify(Callback):
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
         memory: Examples | None = None,
+        accuracy: Callable[[], float] | None = None,
     ) -> None:
         """Say which method.
 
@@ -53,6 +55,7 @@ class Sparsify(Callback):
             total_steps: that the method's schedule goes over; default is all of training.
             steps_per_epoch: of an epoch, where epochs differ.
             memory: batches of what is replayed of earlier tasks.
+            accuracy: measures that of the task being learned; see ``TrainState``.
         """
         self.module = module
         self.method = as_method(method, sparsity)
@@ -62,6 +65,7 @@ class Sparsify(Callback):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.memory = memory or Examples()
+        self.accuracy = accuracy
         self.session: Session | None = None
         self._loaded: dict[str, Any] | None = None
         self._hook: Any = None
@@ -88,6 +92,7 @@ class Sparsify(Callback):
             examples=self.examples or Examples(lambda seed: iter(_loader(trainer))),
         )
         self.session.state.memory = self.memory
+        self.session.state.accuracy = self.accuracy
         self._loaded = None
         self._trainer = trainer
         self._hook = trainer.optimizers[0].register_step_post_hook(self._after_step)

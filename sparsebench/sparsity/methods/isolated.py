@@ -38,7 +38,7 @@ from sparsebench.sparsity.method import TrainState
 from sparsebench.sparsity.spec import MethodSpec, StructureSpec
 from sparsebench.sparsity.vault import Vault, rest
 
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
+NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Isolated(Composed):
         self._norms = self._norms or [
             module.register_forward_pre_hook(_tested)
             for module in state.model.modules()
-            if isinstance(module, _NORMS)
+            if isinstance(module, NORMS)
         ]
 
     # --- each step ---------------------------------------------------------------------------
