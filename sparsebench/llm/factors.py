@@ -78,14 +78,15 @@ def dictionary(rows: Tensor, compression: float, spec: FactorSpec) -> Product:
 
 
 def sizes(shape: tuple[int, int], compression: float, rho: float) -> tuple[int, int]:
-    """The largest k and s with k = rho s whose storage is the share that is left.
+    """Numbers k of atoms and s of atoms of a row, whose storage is the share that is left.
 
-    16 k inputs + 16 s outputs + k outputs bits, of 16 outputs inputs.
+    16 k inputs + 16 s outputs + k outputs bits, of 16 outputs inputs. s is the largest with
+    k = rho s, rounded down, and k the largest for this s.
     """
     outputs, inputs = shape
     bits = (1.0 - compression) * BITS * outputs * inputs
     count = math.floor(bits / (BITS * rho * inputs + BITS * outputs + rho * outputs))
-    return math.floor(rho * count), count
+    return math.floor((bits - BITS * count * outputs) / (BITS * inputs + outputs)), count
 
 
 def factorise(
