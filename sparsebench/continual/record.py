@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,19 +36,19 @@ class Record:
     def __len__(self) -> int:
         return len(self.shares)
 
-    def add(self, accuracies: Accuracies, masks: Masks, *, isolated: bool = False) -> None:
+    def add(self, accuracies: Accuracies, masks: Masks, *, isolated: Sequence[str] = ()) -> None:
         """Take what was measured after a task.
 
         Args:
             accuracies: on each task.
             masks: of the network as the task left it.
-            isolated: nothing of earlier tasks may have changed.
+            isolated: scenarios in which the accuracy on an earlier task may not have changed.
 
         Raises:
             RuntimeError: knowing the task made a prediction worse, or the accuracy on an isolated
                 task has changed, so something is wrong.
         """
-        for name in SCENARIOS if isolated else ():
+        for name in isolated:
             for other, row in enumerate(self.matrices[name]):
                 if accuracies[name][other] != row[other]:
                     raise RuntimeError(

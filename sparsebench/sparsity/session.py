@@ -166,6 +166,19 @@ class Session:
         with network(self.state, task) if network else nullcontext():
             yield
 
+    def infer(self, x: Tensor, among: Tensor, tasks: int) -> Tensor:
+        """The task of each sample, by a method that can tell (see its ``infers_task``).
+
+        Args:
+            x: samples (batch, ...); the network is in eval mode.
+            among: outputs of the classes seen so far, bool [outputs].
+            tasks: number of tasks so far.
+        """
+        self.before_forward()
+        infer: Any = getattr(self.method, "infer")  # noqa: B009  # no part of every method
+        found: Tensor = infer(self.state, x, among, tasks)
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs: tensors, numbers and strings only."""
         return {
