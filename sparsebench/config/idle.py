@@ -171,7 +171,7 @@ _TABLES = (
       for group in ("calibration", "eval")),
     *(Rule("eval", keys, _measures(name), f"without {name} among eval.measures")
       for name, keys in (("perplexity", ("lengths", "max_segments")),
-                         ("cloze", ("items", "context", "continuation")),
+                         ("cloze", ("questions", "context", "continuation")),
                          ("zero_shot", ("tasks", "limit")))),
     Rule("model", ("weights",), _task("prune_llm"), "without task=prune_llm"),
     *(Rule(group, _all_but(group), _learns, "where nothing is trained")
@@ -234,7 +234,7 @@ _METHOD = (
          "with method.grow_scope=global"),
     Rule("method", ("momentum",), _looks_at_momentum, "without a part that looks at momentum"),
     Rule("method", ("ticket",), lambda cfg: cfg.method.rewind != "none", "without a method.rewind"),
-    Rule("method", ("reuse",), lambda cfg: cfg.method.engine == "isolated",
+    Rule("method", ("reuse",), lambda cfg: cfg.method.engine in ("isolated", "adaptive"),
          "without method.engine=isolated"),
     Rule("method", ("storage", "when"), _moves, "on masks that never change"),
 )  # fmt: skip

@@ -224,7 +224,7 @@ class EvalConfig:
     errors: bool = False
     lengths: list[int] = field(default_factory=lambda: [512, 2048])
     max_segments: int | None = count(None)
-    items: int = count(200)
+    questions: int = count(200)
     context: int = count(32)
     continuation: int = count(8)
     tasks: list[str] = field(default_factory=lambda: list(ZERO_SHOT))

@@ -61,7 +61,7 @@ class Evaluation:
             if language.context and cfg.context + cfg.continuation > language.context:
                 allowed = f"with eval.continuation at most the model's context {language.context}"
                 raise bad_value("eval.context", cfg.context, allowed)
-            items = items_of(ids, cfg.items, cfg.context, cfg.continuation)
+            items = items_of(ids, cfg.questions, cfg.context, cfg.continuation)
         if "zero_shot" in cfg.measures:
             if language.disk:
                 raise UserError(
