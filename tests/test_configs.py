@@ -103,8 +103,11 @@ def test_a_method_is_at_most_fifteen_lines(name):
 def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
     pattern = compose([f"method={name}"]).structure.name == "nm"  # it says the sparsity
     density = "structure=nm_1_4" if pattern else "sparsity=0.75"
-    conv = ["model=tiny_conv"] if name == "group_channels" else []  # it prunes channels
-    metrics = train(tmp_path, f"method={name}", density, *conv)
+    needed = {
+        "group_channels": ["model=tiny_conv"],  # it prunes channels
+        "spacenet": ["method.options.selected=1.0"],  # room for a quarter of all weights
+    }
+    metrics = train(tmp_path, f"method={name}", density, *needed.get(name, []))
     assert metrics["steps"] == STEPS
     kept = torch.load(next(tmp_path.glob("*/last.ckpt")), weights_only=True)
     packed = kept["callbacks"]["Sparsify"]["masks"]["packed"]
@@ -118,6 +121,8 @@ def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
         assert metrics["nonzeros"] == metrics["weights"] <= WEIGHTS / 4
     elif name == "group_channels":  # whole channels, next to what was asked for
         assert metrics["nonzeros"] == pytest.approx(metrics["weights"] / 4, rel=0.1)
+    elif name == "nispa":  # what leads to the outputs has no plastic unit to go to
+        assert WEIGHTS / 4 - 160 < metrics["nonzeros"] <= WEIGHTS / 4
     elif name == "srigl":  # each row the same number, rounded down
         assert WEIGHTS / 4 - 58 < metrics["nonzeros"] <= WEIGHTS / 4
     elif name in ("str", "movement_soft"):  # how sparse they get is found, not set
