@@ -4,11 +4,15 @@ import math
 
 import pytest
 import torch
-from test_isolation import OPTIMIZERS, STEPS, Stream
+from test_continual_runs import BASE, go
+from test_isolation import OPTIMIZERS, STEPS, Stream, batch
 from torch import nn
 
+from sparsebench.config.compose import compose
+from sparsebench.continual.untold import untold
 from sparsebench.errors import UserError
 from sparsebench.library import method
+from sparsebench.run import run
 from sparsebench.sparsity import Session
 from sparsebench.sparsity.distributions import allocate, densities
 from sparsebench.sparsity.methods.winning import score_gradient
@@ -217,3 +221,86 @@ def test_supsup_gives_a_layer_k_weights_for_each_input_and_output():
 def test_what_has_no_place_is_refused(dials, said):
     with pytest.raises(UserError, match=said):
         method("wsn", sparsity=0.8, **dials)
+
+
+# --- the task of a sample -------------------------------------------------------------------------
+
+
+def inferring(name, tasks):
+    stream = stream_of(name, "plain", options={"infer": True, "rest": "first"}, sparsity=0.5)
+    stream.learn(*range(tasks))
+    stream.model.eval()
+    return stream
+
+
+@pytest.mark.parametrize("name", ["wsn", "supsup"])
+@pytest.mark.parametrize("done", [True, False])
+def test_the_task_is_that_whose_share_lowers_the_entropy_fastest(name, done):
+    stream = inferring(name, 2)
+    if not done:  # of a task in training the masks of the moment count
+        stream.begin(2)
+        stream.steps(2, 0, 3)
+    tasks, among = 2 if done else 3, torch.tensor([True] * 5 + [False])
+    session, (x, _) = stream.session, batch(0, 99)
+    found = session.infer(x, among, tasks)
+    session.masks.reveal()
+    first, last = (session.state.model[i] for i in (0, 2))
+    weights = [
+        [
+            layer.weight.detach()
+            * (stream.vault.mask(task, name) if task < 2 else session.masks[name])
+            for task in range(tasks)
+        ]
+        for name, layer in (("0.weight", first), ("2.weight", last))
+    ]
+    expected = []
+    for sample in x:
+        alpha = torch.full((tasks,), 1.0 / tasks, requires_grad=True)
+        low, high = (sum(a * w for a, w in zip(alpha, own, strict=True)) for own in weights)
+        p = (high @ (low @ sample).relu() + last.bias)[among].softmax(0)
+        (-(p * p.log()).sum()).backward()
+        expected.append(int((-alpha.grad).argmax()))
+    assert found.tolist() == expected
+    assert len(set(expected)) > 1
+
+
+def test_who_else_is_in_a_batch_does_not_matter():
+    stream = inferring("supsup", 3)
+    x = torch.cat([batch(task, 99)[0] for task in range(3)])
+    own = torch.zeros(3, 6, dtype=torch.bool)
+    for task in range(3):
+        own[task, 2 * task : 2 * task + 2] = True
+    with torch.no_grad():
+        together = untold(stream.session, stream.model, x, own)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+        shuffled = untold(stream.session, stream.model, x[order], own)
+        alone = torch.cat([untold(stream.session, stream.model, s[None], own) for s in x])
+    assert torch.allclose(shuffled, together[order], atol=1e-5)
+    assert torch.allclose(alone, together, atol=1e-5)
+    tasks = stream.session.infer(x, own.any(0), 3)
+    assert len(set(tasks.tolist())) > 1
+    for row, task in zip(together, tasks.tolist(), strict=True):
+        assert row[own[task]].exp().sum() == pytest.approx(1.0, abs=1e-5)
+        assert set(row[~own[task]].tolist()) == {-30.0}
+
+
+def test_a_run_that_infers_has_honest_figures_of_both_scenarios(tmp_path):
+    stream = ("stream.tasks=2", "stream.classes=[0,1,2,3]", "sparsity=0.5", "selector.last=false")
+    words = (*stream, "method=supsup", "method.options.rate=0.01", "method.options.rest=first")
+    result = go(tmp_path, *words, "method.options.infer=true")
+    assert result["scenario"] == "class_il"
+    metrics, told = result["metrics"], result["accuracy_matrices"]["task_il"]
+    assert told[1][0] == told[0][0]
+    assert metrics["continual/task_il/bwt"] == 0.0
+    assert result["accuracy_matrix"][1][0] < told[1][0]
+    assert metrics["test/accuracy"] == pytest.approx(metrics["continual/acc_weighted"] / 100)
+    assert math.isfinite(metrics["test/loss"])
+    assert metrics["bytes/weights"] == 8
+    share = 1 - result["tasks"][-1]["free"]
+    assert metrics["continual/cap"] == pytest.approx(100 * (share + 2 / 32))
+    told_only = go(tmp_path / "told", *words)
+    assert told_only["scenario"] == "task_il"
+    assert told_only["accuracy_matrices"]["class_il"] is None
+    assert told_only["accuracy_matrix"] == told
+    with pytest.raises(UserError, match="stream.scenario=class_il: method=supsup needs the task"):
+        run(compose([*BASE, f"runs={tmp_path}", *words, "stream.scenario=class_il"]))
