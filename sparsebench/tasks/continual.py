@@ -277,7 +277,8 @@ class Continual(Task):
         sizes["buffer"] = learner.replay.buffer.bytes if learner.replay else 0
         sizes |= learner.regulariser.bytes if learner.regulariser else {}
         sizes["total"] = sum(sizes.values())
-        if (vault := getattr(prepared.method, "vault", None)) and self.options.mode == "sequential":
+        vault = getattr(prepared.method, "vault", None)
+        if vault and vault.by_task and self.options.mode == "sequential":
             found |= mask_code.figures(vault)
         return found | {f"bytes/{name}": value for name, value in sizes.items()}
 

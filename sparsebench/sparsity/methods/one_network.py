@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class OneNetwork(Isolated):
 
     needs_task = False
     by_task = False
+    kind: ClassVar[dict[str, str]] = {"when": "during", "masks": "dynamic"}
 
     def _find_parts(self, spec: MethodSpec, structure: StructureSpec) -> None:
         super()._find_parts(spec, structure)
