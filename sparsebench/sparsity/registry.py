@@ -90,6 +90,7 @@ ENGINES = {
     **_in("methods.bdwp", bdwp="Bdwp"),
     **_in("methods.isolated", isolated="Isolated"),
     **_in("methods.packnet", packnet="PackNet"),
+    **_in("methods.adaptive", adaptive="Adaptive"),
     **_in("methods.spacenet", spacenet="SpaceNet"),
     **_in("methods.nispa", nispa="Nispa"),
     **_in("methods.winning", winning="Winning"),
