@@ -84,14 +84,13 @@ class Regulariser:
     @property
     def bytes(self) -> dict[str, int]:
         """Room that it takes, by what takes it."""
-        kept = {name: self._tensors(value) for name, value in self.state_dict().items()}
-        return {n: sum(t.numel() * t.element_size() for t in own) for n, own in kept.items()}
+        kept = self.state_dict()
+        return {
+            name: sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            for name, tensors in kept.items()
+        }
 
-    @staticmethod
-    def _tensors(value: Any) -> list[Tensor]:
-        return list(value.values()) if isinstance(value, Mapping) else [value]
-
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that resuming needs, by what ``bytes`` calls it."""
         raise NotImplementedError
 
@@ -144,7 +143,7 @@ class Consolidation(Regulariser):
                     found = found + (self.fisher[name] * away * away).sum()
         return found * float(self.config.strength) / 2
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Fisher information and anchor."""
         return {"fisher": self.fisher, "anchor": self.anchor}
 
@@ -184,13 +183,14 @@ class Distillation(Regulariser):
         loss = distillation(old, new, self.config.temperature)
         return loss * float(self.config.strength)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The answers."""
-        return {"responses": self.responses, "past": self.past}
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The answers, and whose they are."""
+        return {"responses": {"answers": self.responses, "past": self.past}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        self.responses, self.past = state["responses"].clone(), state["past"].clone()
+        kept = state["responses"]
+        self.responses, self.past = kept["answers"].clone(), kept["past"].clone()
 
 
 def fisher_of(

@@ -18,8 +18,8 @@ once more when one of the parts decides, and counted. The code takes the gradien
 loss for both (``merged``, importance ``alpha |gradient|``). Without replay they are the same.
 
 Where we differ: counts are exact (the code goes by percentiles) and follow the distribution asked
-for (all layers alike in the code, as with ``distribution=uniform``); new connections learn from
-their first step on (with ``dgm_refresh=false`` from the next decision on, as in the code). The
+for (all layers alike in the code, as with ``distribution=strict_uniform``); new connections learn
+from their first step on (with ``dgm_refresh=false`` from the next decision on, as in the code). The
 share of gradients is one of the weights: 0.8 is the code's gradient sparsity of 80 % at 75 %.
 ``method.every`` of 10 % is every fifth of the code's 50 epochs of a task.
 """
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -141,9 +141,14 @@ def _gradients(state: TrainState, examples: Examples) -> dict[str, Tensor]:
 
 
 class SparCL(Composed):
-    """Expands at a new task, exchanges within it, and applies a part of the gradients only."""
+    """Expands at a new task, exchanges within it, and applies a part of the gradients only.
+
+    Attributes:
+        kind: what a table of kinds says of it, as its parts do not tell.
+    """
 
     Options = Options
+    kind: ClassVar[dict[str, str]] = {"when": "during", "masks": "dynamic"}
 
     def __init__(self, spec: MethodSpec, sparsity: float, *args: Any) -> None:
         """As :class:`Composed`.
