@@ -160,9 +160,10 @@ class Units:
             config._attn_implementation = model.config._attn_implementation
             with init_empty_weights(include_buffers=False):
                 small: nn.Module = type(model)(config)
-        except (ValueError, TypeError, AttributeError) as error:  # as versions and models have it
+        except Exception as error:  # of many kinds, by version and by what does not fit
+            said = str(error).strip().splitlines()[-1].strip()
             raise UserError(
-                f"structure=channel: {type(model).__name__} refuses: {error}"
+                f"structure=channel: {self.said}, and {type(model).__name__} can't be so: {said}"
             ) from error
         return small.eval()
 
@@ -176,9 +177,10 @@ class Units:
         for part in (part for found in self.parts for part in found):
             share = (part.units - self.removed[part.what]) / part.units
             for linear in part.writers:
-                for name in (linear.name, linear.name.removesuffix("weight") + "bias"):
-                    if name in wanted:
-                        wanted[name] = _less(wanted[name], 1 if linear.transposed else 0, share)
+                axis = 1 if linear.transposed else 0
+                wanted[linear.name] = _less(wanted[linear.name], axis, share)
+                if (bias := linear.name.removesuffix("weight") + "bias") in wanted:
+                    wanted[bias] = _less(wanted[bias], 0, share)
             name = part.reader.name
             wanted[name] = _less(wanted[name], 0 if part.reader.transposed else 1, share)
         found = {name: tuple(p.shape) for name, p in self.empty(model).named_parameters()}
