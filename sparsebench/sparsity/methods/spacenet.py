@@ -13,8 +13,8 @@ Importance of a connection: the sum over steps of |change of the weight x its gr
 keeps until the end of the task; of a unit, the sum over its incoming connections (of an input of
 the network, the outgoing ones). The official code (GhadaSokar/SpaceNet, an MLP) adds that sum up
 once more over all steps; here a step counts once. Counts follow ``sparsity`` and the distribution;
-those of the code, 10000, 1640 and 80 for 784-400-400-10, are ``sparsity=0.9755`` with
-``distribution.fixed={fc1.weight: 0.0318878,fc2.weight: 0.01025,fc3.weight: 0.02}``. The task's
+those of the code, 10000, 1640 and 80 for 784-400-400-10, are ``sparsity=0.98`` with
+``distribution.fixed={fc1.weight: 0.0318878,fc2.weight: 0.01025}``. The task's
 part of the outputs may have fewer pairs than its share, and then gets them all, as does a layer
 whose pairs earlier tasks have used up (the result notes it). In convolutions a connection is a
 whole kernel.
