@@ -236,6 +236,15 @@ def test_what_has_no_files_can_not_stay_in_them(saved, tmp_path, words):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "more", [["structure=channel"], ["recovery=finetune"], ["method=cospadi", "method.group=3"]]
+)
+def test_what_needs_all_blocks_at_once_is_refused(saved, tmp_path, words, more):
+    with pytest.raises(UserError, match=r"model\.weights=disk: \S+ needs all blocks in memory"):
+        prune(words, f"model.path={saved / 'Llama'}", *more, f"runs={tmp_path / 'runs'}", *DISK)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("more", [(), DISK, ("calibration.activations=disk",)])
 def test_a_full_disk_is_one_line_and_no_half_written_model(saved, tmp_path, words, more):
     room = 20_000  # bytes a file may have: less than the model's or a sequence's activations

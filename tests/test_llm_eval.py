@@ -19,6 +19,7 @@ from sparsebench.llm.layers import find_blocks  # noqa: E402
 from sparsebench.llm.likelihood import Likelihood  # noqa: E402
 from sparsebench.llm.perplexity import perplexity  # noqa: E402
 from sparsebench.llm.pipeline import output_error  # noqa: E402
+from sparsebench.llm.text import tokens_of  # noqa: E402
 from sparsebench.llm.zero_shot import share_of  # noqa: E402
 
 # --- likelihood -------------------------------------------------------------------------------
@@ -208,3 +209,22 @@ def test_a_run_counts_its_pattern(words):  # noqa: F811
     metrics = prune(words, "method=magnitude", "structure=nm_2_4")[0]["metrics"]
     assert metrics["bytes/nm"] == WEIGHTS // 2 * 4 + WEIGHTS // 2 * 2 // 8
     assert metrics["bytes/nm"] == metrics["bytes/bitmap"] < metrics["bytes/csr"]
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+def test_the_tokens_of_a_long_text_are_remembered():
+    class Counting:
+        calls = 0
+
+        def __call__(self, given):
+            self.calls += 1
+            return {"input_ids": [len(given), 0]}
+
+    tokenizer = Counting()
+    for long, calls in (("a" * 200_000, 1), ("a" * 200_000, 1), ("b" * 300_000, 2), ("c", 3)):
+        assert tokens_of(long, tokenizer, 10**6).tolist() == [len(long), 0]
+        assert tokenizer.calls == calls
+    tokens_of("c", tokenizer, 10)
+    assert tokenizer.calls == 4

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def pretrained(
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"model.path={path}: its {part} can't be read: {said}") from error
 
-    tokenizer = load("tokenizer", transformers.AutoTokenizer.from_pretrained)
+    stamps = tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*token*")))
+    tokenizer = load("tokenizer", _tokenizer, stamps=stamps)
     if weights == "disk":
         model, disk = load("model", skeleton, dtype=None if dtype == "auto" else wanted, **options)
         return LanguageModel(model, tokenizer, where, disk)
@@ -115,6 +117,12 @@ def pretrained(
         "model", transformers.AutoModelForCausalLM.from_pretrained, dtype=wanted, **options
     )
     return LanguageModel(model.eval(), tokenizer, where)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(where: str, stamps: tuple[int, ...]) -> Any:
+    """The tokenizer of a folder whose files are so old: one object, so that texts are known."""
+    return transformers_library().AutoTokenizer.from_pretrained(where)
 
 
 def packaged(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from sparsebench.errors import UserError, bad_value
 
 #: Rows of at least so many characters tell texts apart; headings may be in several.
 TELLING = 100
+#: Characters from which on the tokens of a text are remembered.
+LONG = 100_000
 
 
 class Tokenizer(Protocol):
@@ -192,14 +195,21 @@ def tokens_of(text: str, tokenizer: Tokenizer, vocabulary: int) -> Tensor:
     Raises:
         UserError: an id that the model has no embedding for: a tokenizer of another model.
     """
-    found = tokenizer(text)
-    ids = torch.tensor(found["input_ids"] if isinstance(found, Mapping) else found.input_ids)
+    ids = _of_whole(text, tokenizer) if len(text) > LONG else _of(text, tokenizer)
     if len(ids) and int(ids.max()) >= vocabulary:
         raise UserError(
             f"model: its tokenizer gives token {int(ids.max())}, and the model knows {vocabulary}; "
             "it is the tokenizer of another model"
         )
     return ids.long()
+
+
+def _of(text: str, tokenizer: Tokenizer) -> Tensor:
+    found = tokenizer(text)
+    return torch.tensor(found["input_ids"] if isinstance(found, Mapping) else found.input_ids)
+
+
+_of_whole = lru_cache(maxsize=4)(_of)  # seconds, and the runs of a table share their texts
 
 
 def calibration_samples(

@@ -82,6 +82,8 @@ def prepare(cfg: DictConfig) -> Prepared:
         notes.append(f"dense, since in no linear layer: {', '.join(left)}")
     if nm and cfg.sparsity:
         _check_widths(blocks, nm[1])
+    if language.disk:
+        _check_disk(cfg)
     units = units_of(cfg, language.model, blocks)
     if units:
         notes.append(units.said)
@@ -117,6 +119,17 @@ def _pattern(cfg: DictConfig) -> tuple[int, int] | None:
             "pattern's sparsity; use method.ratios=uniform"
         )
     return int(structure.n), int(structure.m)
+
+
+def _check_disk(cfg: DictConfig) -> None:
+    """Refuse what looks at several blocks at once, or trains them, while they are on disk."""
+    needs = {
+        "structure=channel": cfg.structure.name == "channel",
+        f"recovery={cfg.recovery.name}": cfg.recovery.name != "none",
+        f"method.group={cfg.method.get('group', 1)}": cfg.method.get("group", 1) > 1,
+    }
+    for what in (name for name, asked in needs.items() if asked):
+        raise UserError(f"model.weights=disk: {what} needs all blocks in memory")
 
 
 def _check_widths(blocks: list[Block], m: int) -> None:
