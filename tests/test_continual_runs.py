@@ -100,6 +100,33 @@ def test_replay_costs_flops_and_bytes(replayed, tmp_path):
         assert metrics["bytes/total"] == sum(metrics[f"bytes/{kind}"] for kind in kinds)
 
 
+def test_bounds_are_runs_that_others_are_measured_against(replayed, tmp_path):
+    told = ("stream.scenario=task_il", *DENSE, "epochs=1")
+    bounds = {
+        mode: go(tmp_path, *told, f"task.options.mode={mode}") for mode in ("joint", "independent")
+    }
+    folders = {
+        mode: next(f for f in tmp_path.iterdir() if json.loads((f / "result.json").read_text())
+                   ["config"]["task"]["options"]["mode"] == mode)
+        for mode in bounds
+    }  # fmt: skip
+    run_ = go(tmp_path, *told, *(f"task.options.{m}={f}" for m, f in folders.items()))
+    matrix, metrics = run_["accuracy_matrix"], run_["metrics"]
+    best = bounds["joint"]["accuracy_matrix"][-1]
+    alone = [row[j] for j, row in enumerate(bounds["independent"]["accuracy_matrix"])]
+    assert metrics["continual/intransigence"] == pytest.approx(
+        sum(best[j] - matrix[j][j] for j in range(5)) / 5
+    )
+    assert metrics["continual/transfer"] == pytest.approx(
+        sum(matrix[j][j] - alone[j] for j in range(5)) / 5
+    )
+    one = run_["metrics"]["bytes/weights"]
+    assert bounds["independent"]["metrics"]["bytes/weights"] == 5 * one
+    for wrong in ("nowhere", str(folders["independent"])):
+        with pytest.raises(UserError, match="task.options.joint=.*run.* is needed"):
+            go(tmp_path, *told, f"task.options.joint={wrong}")
+
+
 def test_shares_of_the_network_are_those_of_its_masks(replayed):
     shares = replayed[0]["tasks"]
     assert [task["classes"] for task in shares] == [[str(2 * t), str(2 * t + 1)] for t in range(5)]
@@ -222,8 +249,14 @@ def test_methods_of_each_kind_run_under_replay(tmp_path, method):
         (["method=gmp", "method.every=4it", "replay=derpp", "replay.size=50"], "140+0"),
         (["method=dpf", "method.every=4it", "optimizer=adamw"], "49+0"),
         (["stream.scenario=task_il", "task.options.mode=independent", "method.every=4it"], "60+0"),
+        (["method=wsn", "sparsity=0.5"], "55+0"),
+        (
+            ["method=supsup", "sparsity=0.5", "stream.scenario=class_il"]
+            + ["method.options={infer: true, rest: first, scores: mean}"],
+            "48+2",
+        ),
     ],
-    ids=["within", "testing", "gradual", "shadow", "independent"],
+    ids=["within", "testing", "gradual", "shadow", "independent", "learned", "untold"],
 )
 def test_killed_within_a_stream_it_ends_as_if_it_had_not_been(tmp_path, words, at):
     stream = ["task=continual", "batch_size=32", "epochs=3", *words]

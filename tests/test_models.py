@@ -101,6 +101,10 @@ def vit_size(dim, depth, tokens, patch_values, hidden):
 GRU = 2 * (3 * 6 * 1 + 3 * 6 * 6 + 2 * 3 * 6)  # two directions, three gates, two biases
 SIZES = {  # name: (figure of the paper or of its code, own arithmetic)
     "lenet_300_100": (266_610, linear(784, 300) + linear(300, 100) + linear(100, 10)),
+    "alexnet_cifar": (
+        6_519_808 + 2 * (64 + 128 + 256 + 2 * 2048),
+        3 * 64 * 16 + 64 * 128 * 9 + 128 * 256 * 4 + 1024 * 2048 + 2048 * 2048 + 20_480 + 9_088,
+    ),
     "small_cnn": (24_112, 9 * (3 * 16 + 16 * 32 + 32 * 64) + 64 * 10),
     "lenet5": (431_080, 20 * 26 + 50 * 501 + linear(800, 500) + linear(500, 10)),
     "mnist1d_logistic": (410, linear(40, 10)),

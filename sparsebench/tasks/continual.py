@@ -8,7 +8,8 @@ so that heads stay dense), ``seen`` all classes of tasks so far, and ``all`` tho
 too (as in SpaceNet's code).
 
 Bounds: fine-tuning is ``replay=none``; ``mode=joint`` trains on all tasks at once for as many
-steps; ``mode=independent`` trains each task from the first weights and masks.
+steps; ``mode=independent`` trains each task from the first weights and masks. The folders of such
+runs, given as ``joint`` and ``independent``, are what intransigence and transfer are measured by.
 
 ``remove`` leaves a share of a task's samples out, the easiest, in stages until ``remove_until`` of
 the task: see ``continual/removal.py``. An epoch (``ep``) of a method's dials stays one of all
@@ -24,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from sparsebench import data
-from sparsebench.continual import mask_code, metrics, picture, regularise, streams
+from sparsebench.continual import bounds, mask_code, metrics, picture, regularise, streams
+from sparsebench.continual.bounds import read_bound
 from sparsebench.continual.checks import check_config
 from sparsebench.continual.removal import Removal, stages_of
 from sparsebench.continual.replay import Replay
@@ -62,6 +64,8 @@ class Options:
     loss: str | None = choice(None, None, "sliced", "seen", "all")
     reset_optimizer: bool = choice(True, True, False)
     method_over: str | None = choice(None, None, "task", "stream")
+    joint: str | None = None
+    independent: str | None = None
     remove: float = number(0.0, "[0, 1)", "share of a task's samples that is left out at its end")
     remove_every: str = duration("10%", "length of a task between two removals")
     remove_until: str = duration("40%", "length of a task after which nothing more is removed")
@@ -107,6 +111,10 @@ class Continual(Task):
     def prepare(self) -> Prepared:
         """As any task; from here on ``epochs`` are those of the whole stream."""
         check_config(self.cfg, self.options)
+        self.bounds = {
+            mode: read_bound(getattr(self.options, mode), mode, self.cfg.stream.tasks)
+            for mode in MODES[1:]
+        }
         prepared = super().prepare()
         self.task_cfg = self.cfg
         self.cfg = _with(self.cfg, "epochs", self.cfg.epochs * self.cfg.stream.tasks)
@@ -261,7 +269,7 @@ class Continual(Task):
             values = metrics.figures(matrix or empty, before, examples)
             if self.options.mode == "independent":
                 values["acc"] = values["learning_accuracy"]
-            values["intransigence"] = None  # needs the run of mode=joint: see metrics
+            values |= bounds.figures(matrix or empty, scenario, self.bounds)
             if scenario == self.stream.scenario:
                 found |= {f"continual/{name}": value for name, value in values.items()}
             found |= {f"continual/{scenario}/{name}": value for name, value in values.items()}
@@ -274,6 +282,8 @@ class Continual(Task):
             found["continual/data_use"] = shown / (train.epochs * len(train))
         kept = getattr(prepared.method, "bytes_of", None)
         sizes = kept() if kept else bytes_of(prepared.model, learner.session.masks)
+        if self.options.mode == "independent":  # there is a network for each task
+            sizes = {name: size * len(examples) for name, size in sizes.items()}
         sizes["buffer"] = learner.replay.buffer.bytes if learner.replay else 0
         sizes |= learner.regulariser.bytes if learner.regulariser else {}
         sizes["total"] = sum(sizes.values())
