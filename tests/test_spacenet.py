@@ -241,6 +241,9 @@ def test_a_stream_that_runs_out_of_units_is_refused_before_training():
     engine.check_tasks(shapes, 3)  # 20 units: 10 of 20, of 16, of 12
     with pytest.raises(UserError, match=r"task 3 of 4 .* finds 8 of the 20 units of '0.weight' fr"):
         engine.check_tasks(shapes, 4)
+    wide = method("spacenet", sparsity=0.8, distribution="strict_uniform")
+    with pytest.raises(UserError, match="gets 80 connections of '2.weight', and .* there are 16"):
+        wide.check_tasks(shapes, 2)
     with pytest.raises(UserError, match="sparsity=0: task 1 of 2"):
         method("spacenet", sparsity=0.0).check_tasks(shapes, 2)
 

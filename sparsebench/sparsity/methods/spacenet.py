@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from sparsebench.errors import UserError
+from sparsebench.sparsity.forecast import counts
 from sparsebench.sparsity.method import TrainState
 from sparsebench.sparsity.methods.one_network import OneNetwork
 from sparsebench.sparsity.spec import MethodSpec, StructureSpec, number
@@ -104,7 +105,10 @@ class SpaceNet(OneNetwork):
                 "earlier tasks hold the others between its units"
             )
             return
-        raise UserError(
+        raise self._too_many(name, wanted, room)
+
+    def _too_many(self, name: str, wanted: int, room: int) -> UserError:
+        return UserError(
             f"sparsity={self.sparsity}: a task gets {wanted} connections of '{name}', and between "
             f"its units there are {room}; more units are method.options.selected (now "
             f"{self.options.selected}), fewer connections a higher sparsity"
@@ -183,6 +187,7 @@ class SpaceNet(OneNetwork):
     def check_tasks(self, sizes: Mapping[str, torch.Size], tasks: int) -> None:
         """Refuse a stream that runs out of free units; as :meth:`OneNetwork.check_tasks`."""
         super().check_tasks(sizes, tasks)
+        self._check_pairs(sizes)
         options = self.options
         for name, shape in list(sizes.items())[:-1]:
             selected, reserved = (
@@ -196,6 +201,17 @@ class SpaceNet(OneNetwork):
                     f"'{name}' free, and needs {selected} (method.options.selected="
                     f"{options.selected})"
                 )
+
+    def _check_pairs(self, sizes: Mapping[str, torch.Size]) -> None:
+        """Refuse more connections than a chain of layers has between a task's units."""
+        wanted, before, selected = counts(self, sizes, self.sparsity), 0, self.options.selected
+        for name, shape in list(sizes.items())[:-1]:
+            chained = before and shape[1] % before == 0
+            inputs = _share(selected, before) * shape[1] // before if chained else shape[1]
+            room, kernels = inputs * _share(selected, shape[0]), wanted[name] // shape[2:].numel()
+            if self.sparsity > 0.0 and kernels > room:
+                raise self._too_many(name, kernels, room)
+            before = shape[0]
 
     def state_dict(self) -> dict[str, Any]:
         """With the task's units and what is known of their importance."""
