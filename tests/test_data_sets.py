@@ -352,3 +352,43 @@ def test_an_image_damaged_later_is_named_in_one_line(root, workers):
         list(sets.train.batches([torch.arange(8)]))
     assert str(error.value).startswith(f"{file}: cannot be read (")
     assert "Traceback" not in str(error.value)
+
+
+# --- several sets as one ------------------------------------------------------------------------
+
+
+def test_sets_join_in_the_shape_of_the_largest(root):
+    colour, labels = cifar(root / "cifar10")
+    grey = pixels(40, (28, 28))
+    for split, part in (("train", grey[:30]), ("test", grey[30:])):
+        kind = {"train": "train", "test": "t10k"}[split]
+        idx(root / "mnist" / f"{kind}-images-idx3-ubyte", part)
+        idx(root / "mnist" / f"{kind}-labels-idx1-ubyte", np.arange(len(part), dtype=np.uint8) % 10)
+    sets = load(
+        {
+            "name": "joined", "_target_": "sparsebench.data.builtin.joined", "validation": 0,
+            "augment": "none", "args": {"sets": ["cifar10", "mnist"]},
+        }
+    )  # fmt: skip
+    assert (sets.num_classes, sets.input_shape, len(sets.train)) == (20, (3, 32, 32), 60)
+    assert torch.equal(sets.train.images[:30], colour[:30])
+    assert sets.train.labels.tolist() == [*labels[:30].tolist(), *(10 + i % 10 for i in range(30))]
+    padded = sets.train.images[30:]
+    inside = torch.from_numpy(grey[:30])
+    for channel in range(3):
+        assert torch.equal(padded[:, channel, 2:30, 2:30], inside)
+    assert padded.sum() == 3 * inside.sum()  # zeros around
+    assert sets.class_names[10] == "mnist/0"
+    mean = sets.train.images.float().mean((0, 2, 3)) / 255
+    assert torch.tensor(sets.train.recipe.mean) == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sets, said",
+    [(["cifar11"], "data.args.sets=cifar11.*cifar10"), ([], "at least one"),
+     (["mnist", "mnist"], "each once"), (["notmnist"], r"data=notmnist: not found.*letter")],
+)  # fmt: skip
+def test_sets_that_cannot_join_are_refused(sets, said):
+    config = {"name": "joined", "_target_": "sparsebench.data.builtin.joined"}
+    with pytest.raises(UserError, match=said):
+        load({**config, "args": {"sets": sets}})

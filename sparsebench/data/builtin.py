@@ -130,6 +130,29 @@ def cifar100(config: Config) -> Source:
     return named_source("cifar100", config)
 
 
+def svhn(config: Config) -> Source:
+    """SVHN's cropped digits, 73,257 and 26,032 colour 32x32 images (Netzer et al. 2011)."""
+    return named_source("svhn", config)
+
+
+def notmnist(config: Config) -> Source:
+    """notMNIST, letters A to J as grey 28x28 images (Bulatov 2011), from folders of images."""
+    return named_source("notmnist", config)
+
+
+def mini_imagenet(config: Config) -> Source:
+    """miniImageNet, 100 classes of ImageNet as colour images (Vinyals et al., arXiv 1606.04080)."""
+    return named_source("mini_imagenet", config)
+
+
+def joined(config: Config) -> Source:
+    """Several of the sets above as one, those named by ``args.sets``."""
+    from sparsebench.data.joined import joined_source
+
+    sets = {each.__name__: each for each in (*_GREY, *_COLOUR)}
+    return joined_source(config, list(config.get("args", {}).get("sets", [])), sets)
+
+
 def tiny_imagenet(config: Config) -> Source:
     """Tiny ImageNet, 100,000 and 10,000 colour 64x64 images; tested on its validation set."""
     return named_source("tiny_imagenet", config)
@@ -145,3 +168,7 @@ def hf(config: Config) -> Source:
     from sparsebench.data.hub import hub_source
 
     return hub_source(config)
+
+
+_GREY = (mnist, fashion_mnist, notmnist)
+_COLOUR = (cifar10, cifar100, svhn, mini_imagenet, tiny_imagenet)

@@ -13,7 +13,7 @@ class Known:
 
     name: str
     folders: tuple[str, ...]  # names of its folder, in the order they are looked for
-    hub: str  # its repository
+    hub: str  # its repository; empty if there is none
     shape: tuple[int, int, int]  # (C, H, W) of a sample
     recipe: Recipe  # mean and std over the training images, and the usual augmentation
     label_column: str | None = None  # where the data hold more than one
@@ -25,7 +25,8 @@ class Known:
     def advice(self) -> str:
         """How to get it, in words."""
         command = f"hf download {self.hub} --repo-type dataset --local-dir <root>/{self.name}"
-        return " or ".join(f"'{way}'" for way in (command, *self.packages))
+        ways = (command, *self.packages) if self.hub else self.packages
+        return " or ".join(f"'{way}'" for way in ways)
 
 
 def _cifar(mean: tuple[float, ...], std: tuple[float, ...]) -> Recipe:
@@ -64,6 +65,29 @@ KNOWN = {
             (3, 32, 32),
             _cifar((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
             label_column="fine_label",
+        ),
+        Known(
+            "svhn",
+            ("svhn/cropped_digits", "svhn"),
+            "ufldl-stanford/svhn",
+            (3, 32, 32),
+            Recipe(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
+        ),
+        Known(
+            "notmnist",
+            ("notmnist", "notMNIST"),
+            "",
+            (1, 28, 28),
+            Recipe(mean=(0.5,), std=(0.5,)),
+            packages=("folders <root>/notmnist/{train,test}/<letter> of images",),
+        ),
+        Known(
+            "mini_imagenet",
+            ("mini_imagenet", "mini-imagenet"),
+            "timm/mini-imagenet",
+            (3, 84, 84),
+            _cifar((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+            lossless=False,
         ),
         Known(
             "tiny_imagenet",

@@ -19,7 +19,8 @@ from sparsebench.errors import UserError, bad_value
 
 NAMES = (
     *("digits", "mnist1d", "mnist1d_shuffled", "mnist", "fashion_mnist"),
-    *("cifar10", "cifar100", "tiny_imagenet", "imagenet", "hf"),
+    *("svhn", "notmnist", "cifar10", "cifar100", "mini_imagenet", "tiny_imagenet"),
+    *("imagenet", "hf", "joined"),
 )
 
 

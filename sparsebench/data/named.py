@@ -34,11 +34,12 @@ def named_source(name: str, config: Mapping[str, Any]) -> Source:
     folder = find_folder(known.folders, options)
     if folder is not None:
         return _read_folder(folder, known, options)
-    if options.download:
+    if options.download and known.hub:
         return _of_splits(hub_splits(known.hub, options, known.tests), known, options)
+    more = ", or with data.download=true" if known.hub else ""
     raise UserError(
         f"data={name}: not found; looked for {' or '.join(known.folders)} in"
-        f" {places(options)}; get it with {known.advice}, or with data.download=true"
+        f" {places(options)}; get it with {known.advice}{more}"
     )
 
 
