@@ -49,7 +49,8 @@ def of_language_models(group, option):
     if group == "model":
         text = (config_folder() / group / f"{option}.yaml").read_text()
         return "_target_: sparsebench.llm." in text
-    return group in ("calibration", "eval") or (group == "method" and option in methods("pruner"))
+    of_method = group == "method" and option in methods("pruner") + methods("factoriser")
+    return group in ("calibration", "eval", "recovery") or of_method
 
 
 def chosen(path):

@@ -23,6 +23,7 @@ from sparsebench.llm.text import Text, calibration_samples, check_apart, load_te
 from sparsebench.run import run  # noqa: E402
 from sparsebench.sparsity.masks import unpack  # noqa: E402
 
+LAYERWISE = ("owl", "alphapruning")  # their counts are rounded in each block
 WEIGHTS = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)
 
 
@@ -70,7 +71,9 @@ def test_a_method_prunes_to_the_count_and_is_measured(words, name):
     result, _ = prune(words, f"method={name}", "sparsity=0.5")
     metrics, dataset = result["metrics"], OmegaConf.from_dotlist([words[4]]).calibration.dataset
     assert metrics["weights"] == WEIGHTS
-    assert metrics["sparsity"] == pytest.approx(0.5, abs=0.02 if name == "owl" else 0)
+    assert metrics["sparsity"] == pytest.approx(
+        0.5, abs=0.02 if name in ("owl", "alphapruning") else 0
+    )
     assert metrics["sparsity_all"] == pytest.approx(
         (WEIGHTS - metrics["nonzeros"]) / metrics["parameters"]
     )

@@ -81,4 +81,5 @@ def page(name: str) -> str:
 
 def command(name: str) -> list[str]:
     """The overrides of a run of the method."""
-    return [f"task={task_said(name)}", f"method={name}", "sparsity=0.5"]
+    share = "method.compression=0.3" if said(name)[0] == "factoriser" else "sparsity=0.5"
+    return [f"task={task_said(name)}", f"method={name}", share]

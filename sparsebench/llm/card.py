@@ -13,6 +13,9 @@ _SHOWN = (
     "recovery/",
     "segments/",
     "sparsity",
+    "compression",
+    "storage",
+    "parameters",
     "nonzeros",
     "weights",
 )
