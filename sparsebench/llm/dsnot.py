@@ -18,6 +18,7 @@ out the row is done (there pointers run on into weights that are no candidates),
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,24 +85,26 @@ def dsnot(weights: Weights, kept: Tensor, pattern: Pattern, score: Tensor) -> Te
     most = min(spec.swap_cycles, kept.shape[1])
     if most == 0 or kept.all():
         return kept
-    grow = (Queue.of(-growth, ~kept, most), Queue.of(growth, ~kept, most))
-    both = (~kept).sum(1)  # the two queues meet
+    sign_test = spec.swap_sign or pattern.nm is not None
+    eps = (c * ~kept).sum(1)
+    # While a row's eps keeps its sign, it goes one way alone, and needs half of the queues.
+    way = torch.where(eps > 0, -1.0, 1.0).unsqueeze(1)
+    ways = (way, way) if sign_test else (-torch.ones_like(way), torch.ones_like(way))
+    grow = _both(ways, lambda way: Queue.of(growth * way, ~kept, most))
+    pruned = (~kept).sum(1)
     drop: _InGroups | _InRows
     if pattern.nm:
         drop = _InGroups(score, kept, pattern.nm[1])
     else:
-        importance = wanda(weights)
-        drop = _InRows(
-            Queue.of(importance, kept & (c < 0), most), Queue.of(importance, kept & (c > 0), most)
-        )
-    sign_test = spec.swap_sign or pattern.nm is not None
-    eps = (c * ~kept).sum(1)
+        importance, chosen = wanda(weights), kept
+        drop = _InRows(*_both(ways, lambda way: Queue.of(importance, chosen & (c * way > 0), most)))
+    swaps = torch.zeros_like(pruned)
     initial, live, kept = eps.sign(), torch.ones_like(eps, dtype=torch.bool), kept.clone()
     rows = torch.arange(len(eps), device=eps.device)
     for _ in range(spec.swap_cycles):
         positive = eps > 0
         back = torch.where(positive, grow[0].next(), grow[1].next())
-        live &= grow[0].used + grow[1].used < both
+        live &= swaps < pruned  # two queues meet
         live &= torch.where(positive, grow[0].left, grow[1].left)
         gone, there = drop.next(positive, back)
         live &= there & (eps.abs() > spec.swap_threshold)
@@ -113,10 +116,17 @@ def dsnot(weights: Weights, kept: Tensor, pattern: Pattern, score: Tensor) -> Te
         grow[0].used += live & positive
         grow[1].used += live & ~positive
         drop.take(live, positive, gone)
+        swaps += live
         kept[rows[live], back[live]] = True
         kept[rows[live], gone[live]] = False
         eps = torch.where(live, after, eps)
     return kept
+
+
+def _both(ways: tuple[Tensor, Tensor], queue: Callable[[Tensor], Queue]) -> tuple[Queue, Queue]:
+    """A queue of rows with eps above 0, and one of the others; the same where rows stay that."""
+    first = queue(ways[0])
+    return first, first if ways[0] is ways[1] else queue(ways[1])
 
 
 @dataclass

@@ -25,6 +25,9 @@ LONG = 100_000
 class Tokenizer(Protocol):
     """What is asked of a tokenizer."""
 
+    def __hash__(self) -> int:
+        """Which object it is: the tokens of long texts are remembered."""
+
     def __call__(self, text: str) -> Any:
         """An object or dictionary with ``input_ids``."""
 

@@ -53,7 +53,7 @@ class ZeroShot:
                 raise bad_value(
                     "eval.tasks", name, "a task of the harness", list(manager.all_tasks)
                 )
-        found = {}
+        found: dict[str, Any] = {}
         for name in names:
             try:
                 found |= manager.load_task_or_group([name])
