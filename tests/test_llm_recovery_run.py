@@ -14,6 +14,7 @@ from sparsebench.config.compose import compose  # noqa: E402
 from sparsebench.config.identity import run_folder  # noqa: E402
 from sparsebench.config.paths import config_files  # noqa: E402
 from sparsebench.errors import UserError  # noqa: E402
+from sparsebench.llm.evaluate import Evaluation  # noqa: E402
 from sparsebench.llm.models import tiny_llama  # noqa: E402
 from sparsebench.llm.perplexity import perplexity  # noqa: E402
 from sparsebench.run import run  # noqa: E402
@@ -130,7 +131,7 @@ def test_slorb_is_counted_and_apart(words, text):
     metrics = result["metrics"]
     adapter = load_file(folder / "model" / "adapter" / "adapter_model.safetensors")
     learned = sum(t.numel() for name, t in adapter.items() if name.endswith(".b"))
-    assert learned == metrics["weights"] // 16
+    assert learned == metrics["weights"] // 16 == metrics["recovery/adapter_parameters"]
     assert metrics["nonzeros"] == metrics["weights"] // 2
     assert any("SLoRB is apart" in note for note in result["notes"])
     assert metrics[f"perplexity/{text}@32"] < metrics[f"perplexity_pruned/{text}@32"]
@@ -180,6 +181,27 @@ def test_a_killed_recovery_goes_on_bitwise(words, tmp_path, monkeypatch, more):
         patch.setattr(Learner, "training_step", counted)
         again = prune(words, *more)[0]
     assert seen == [0, 1, 2, 3, 4, 5]  # no step twice
+    assert figures(again) == figures(whole)
+    assert again["layers"] == whole["layers"]
+
+
+@pytest.mark.parametrize("name", ["ast", "lora"])
+def test_a_run_killed_after_its_training_only_measures(words, tmp_path, monkeypatch, name):
+    more = [f"recovery={name}", "recovery.tokens=384"]
+    whole = prune(words, *more, f"runs={tmp_path / 'whole'}")[0]
+    measure = Evaluation.measure
+
+    def mortal(self, say, suffix=""):
+        if not suffix:
+            raise RuntimeError("power cut")
+        return measure(self, say, suffix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "measure", mortal)
+        assert run(compose([*words, *more]))["status"] == "failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "training_step", lambda *args: pytest.fail("no step is left"))
+        again = prune(words, *more)[0]
     assert figures(again) == figures(whole)
     assert again["layers"] == whole["layers"]
 

@@ -62,7 +62,13 @@ def recover(cfg: DictConfig, folder: Path, plan: Plan, pruned: Pruned) -> Recove
     on_device(cfg, pruned.language).model.eval()
     session = sparsify.session if sparsify else None
     settled = pruned.settle(session.masks if session else None)
-    added = sum(p.numel() for extra in extras.values() for p in extra.parameters())
+    added = sum(
+        p.numel()
+        for extra in extras.values()
+        if not isinstance(extra, Scales)  # these multiply weights, not tokens
+        for p in extra.parameters()
+        if p.requires_grad
+    )
     apart = _fold(extras, pruned)
     metrics = {
         "recovery/tokens": spec.tokens,
