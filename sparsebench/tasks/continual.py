@@ -170,9 +170,11 @@ class Continual(Task):
     def _check_isolation(self, prepared: Prepared) -> None:
         cfg = self.cfg
         untold = infers_task(prepared.method) and self.options.mode == "sequential"
-        if cfg.stream.scenario == "class_il" and not untold:
+        shared = cfg.stream.scenario == "domain_il" and self.options.mode == "sequential"
+        if (shared or cfg.stream.scenario == "class_il") and not untold:
             raise UserError(
-                f"stream.scenario=class_il: method={cfg.method.name} needs the task's identity"
+                f"stream.scenario={cfg.stream.scenario}: method={cfg.method.name} needs the task's "
+                "identity; stream.scenario=task_il"
             )
         for group in ("replay", "regulariser"):
             if cfg[group].name != "none":
