@@ -6,6 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-for name in ("command_line", "step", "methods", "data", "memory", "whole_run", "sweep", "table"):
+for name in (
+    "command_line",
+    "step",
+    "methods",
+    "data",
+    "memory",
+    "whole_run",
+    "sweep",
+    "table",
+    "llm",
+):
     print(f"== {name}", flush=True)
     subprocess.run([sys.executable, f"{name}.py"], cwd=Path(__file__).parent, check=True)
