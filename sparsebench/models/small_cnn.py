@@ -12,7 +12,7 @@ from sparsebench.models.common import image_shape, scaled
 def small_cnn(
     input_shape: tuple[int, ...], num_classes: int, *, width: float = 1.0
 ) -> nn.Sequential:
-    """Three 3x3 convolutions of 16, 32 and 64 channels, each halving the image, and one linear layer.
+    """Three 3x3 convolutions of 16, 32 and 64 channels, each halved by pooling, and a linear layer.
 
     After each comes a group norm without parameters. It has no statistics of batches and no
     biases, so that all there is to keep of a task are its weights; 24,112 of them on (3, 32, 32)
