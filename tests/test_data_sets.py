@@ -366,7 +366,7 @@ def test_sets_join_in_the_shape_of_the_largest(root):
         idx(root / "mnist" / f"{kind}-labels-idx1-ubyte", np.arange(len(part), dtype=np.uint8) % 10)
     sets = load(
         {
-            "name": "joined", "_target_": "sparsebench.data.builtin.joined", "validation": 0,
+            "name": "joined", "_target_": "sparsebench.data.builtin.five_datasets", "validation": 0,
             "augment": "none", "args": {"sets": ["cifar10", "mnist"]},
         }
     )  # fmt: skip
@@ -389,6 +389,6 @@ def test_sets_join_in_the_shape_of_the_largest(root):
      (["mnist", "mnist"], "each once"), (["notmnist"], r"data=notmnist: not found.*letter")],
 )  # fmt: skip
 def test_sets_that_cannot_join_are_refused(sets, said):
-    config = {"name": "joined", "_target_": "sparsebench.data.builtin.joined"}
+    config = {"name": "joined", "_target_": "sparsebench.data.builtin.five_datasets"}
     with pytest.raises(UserError, match=said):
         load({**config, "args": {"sets": sets}})

@@ -27,6 +27,9 @@ COMMANDS = [
 # What makes a command small enough for a test, without leaving out any of its own words.
 SMALLER = {
     "task=profile": [],
+    "task=prune_llm": ["--cfg", "job"],  # needs a model and a text: composing is tried
+    "stream=split_digits": ["epochs=4", "model=tiny_mlp", "method.every=2it"],
+    "task=continual": ["--cfg", "job"],  # needs whole sets of images
     "training_flops": ["epochs=2", "method.every=5it", "model=tiny_mlp"],
     "+table=cifar": [
         *("hydra/launcher=basic", "seed=0", "sparsity=0.8", "epochs=1", "batch_size=16"),

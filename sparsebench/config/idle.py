@@ -198,7 +198,8 @@ _TABLES = (
          "without a recovery.slorb"),
     Rule("model", ("path",), lambda cfg: str(cfg.model["_target_"]).startswith("sparsebench.llm.")
          or not str(cfg.model["_target_"]).startswith("sparsebench."), "with this model"),
-    Rule("data", ("args",), lambda cfg: _own_data(cfg) or cfg.data["_target_"].endswith(".joined"),
+    Rule("data", ("args",),
+         lambda cfg: _own_data(cfg) or cfg.data["_target_"].endswith(".five_datasets"),
          "without a data._target_ of your own"),
     Rule("data", ("path",), lambda cfg: _own_data(cfg) or cfg.data.name == "hf", "without data=hf"),
     Rule("data", ("image_column", "label_column", "train_split", "test_split"),

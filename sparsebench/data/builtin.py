@@ -145,12 +145,13 @@ def mini_imagenet(config: Config) -> Source:
     return named_source("mini_imagenet", config)
 
 
-def joined(config: Config) -> Source:
-    """Several of the sets above as one, those named by ``args.sets``."""
+def five_datasets(config: Config) -> Source:
+    """Several sets as one: the five of continual learning, or those named by ``args.sets``."""
     from sparsebench.data.joined import joined_source
 
     sets = {each.__name__: each for each in (*_GREY, *_COLOUR)}
-    return joined_source(config, list(config.get("args", {}).get("sets", [])), sets)
+    usual = ["cifar10", "mnist", "svhn", "fashion_mnist", "notmnist"]
+    return joined_source(config, list(config.get("args", {}).get("sets", usual)), sets)
 
 
 def tiny_imagenet(config: Config) -> Source:

@@ -20,7 +20,7 @@ from sparsebench.errors import UserError, bad_value
 NAMES = (
     *("digits", "mnist1d", "mnist1d_shuffled", "mnist", "fashion_mnist"),
     *("svhn", "notmnist", "cifar10", "cifar100", "mini_imagenet", "tiny_imagenet"),
-    *("imagenet", "hf", "joined"),
+    *("imagenet", "hf", "five_datasets"),
 )
 
 

@@ -207,7 +207,7 @@ def tokens_of(text: str, tokenizer: Tokenizer, vocabulary: int) -> Tensor:
     return ids.long()
 
 
-def _of(text: str, tokenizer: Tokenizer) -> Tensor:
+def _of(text: str, tokenizer: Any) -> Tensor:
     found = tokenizer(text)
     return torch.tensor(found["input_ids"] if isinstance(found, Mapping) else found.input_ids)
 
