@@ -75,11 +75,11 @@ class Regulariser:
         Returns:
             Forward passes of one sample that it took; a backward pass counts as two.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each kind has its own
 
     def term(self, net: nn.Module, batch: Batch, logits: Tensor) -> Tensor:
         """What is added to the loss on a batch, whose logits are [B, outputs]."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind has its own
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -92,11 +92,11 @@ class Regulariser:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that resuming needs, by what ``bytes`` calls it."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind has its own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind has its own
 
 
 class Consolidation(Regulariser):

@@ -31,8 +31,7 @@ class OnFile:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # open as long as the object lives
-            self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives on
         except OSError as error:
             raise self._refused(error) from error
         self.like: Tensor | None = None

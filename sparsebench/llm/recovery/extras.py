@@ -31,7 +31,7 @@ class Extra(nn.Module):
 
     def forward(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """Outputs (..., R) of the layer for inputs (..., C)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind has its own
 
     def fold(self, layer: nn.Linear, kept: Tensor) -> None:
         """Put what was learned into the weight, inside its mask (R, C)."""
