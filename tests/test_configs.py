@@ -107,6 +107,7 @@ def test_a_method_trains_and_meets_the_sparsity_exactly(tmp_path, name):
     needed = {
         "group_channels": ["model=tiny_conv"],  # it prunes channels
         "spacenet": ["method.options.selected=1.0"],  # room for a quarter of all weights
+        **dict.fromkeys(("packnet", "wsn"), ["selector=weights"]),  # the head too
     }
     metrics = train(tmp_path, f"method={name}", density, *needed.get(name, []))
     assert metrics["steps"] == STEPS

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from test_continual_runs import go
+from test_isolation import batch, network
 from torch import nn
 
 from sparsebench.errors import UserError
 from sparsebench.library import method
 from sparsebench.sparsity import Session
+from sparsebench.sparsity.optimizer_state import forget
+from sparsebench.sparsity.spec import SelectorSpec
 
 W = [0.9, -0.1, 0.5, -0.4, 0.2, 0.05, -0.8, 0.3, 0.6, -0.7]
 STEPS = 4
@@ -98,3 +102,56 @@ def test_a_stream_that_does_not_fit_is_refused():
         method("packnet", sparsity=0.5, distribution="strict_uniform").check_tasks(shapes, 3)
     with pytest.raises(UserError, match="task 1 of 2"):
         method("packnet", sparsity=0.0).check_tasks(shapes, 2)
+
+
+@pytest.mark.parametrize("name", ["packnet", "wsn"])
+def test_the_last_layer_is_a_dense_head_of_each_task(tmp_path, name):
+    """Else the first task would own weights of classes it has never seen."""
+    words = ["stream.scenario=task_il", "stream.tasks=2", "epochs=1", "sparsity=0.5"]
+    result = go(tmp_path, f"method={name}", *words)
+    assert list(result["layers"]) == ["fc1.weight", "fc2.weight"]
+
+
+def test_tasks_are_learned_as_by_a_plain_loop():
+    """Layers 12-16-6 by Adam, the last one a dense head: every weight is bitwise the same."""
+    steps, share = 8, 0.4
+    model, plain = network(), network()
+    session = Session(
+        method("packnet", sparsity=1 - share), model, adam := torch.optim.Adam(model.parameters()),
+        total_steps=steps, seed=0, selector=SelectorSpec(last=False),
+    )  # fmt: skip
+    owner, weight = torch.zeros(16, 12, dtype=torch.int64), plain[0].weight
+    for task in range(3):
+        forget([adam])
+        session.state.step = 0
+        session.begin_task(task)
+        own = slice(2 * task, 2 * task + 2)
+        other = torch.optim.Adam(plain.parameters())
+        free = owner == 0
+        if task:
+            weight.data[free] = 0.0
+        for step in range(steps):
+            x, y = batch(task, step)
+            for net in (model, plain):
+                nn.functional.cross_entropy(net(x)[:, own], y - 2 * task).backward()
+            session.after_backward()
+            weight.grad[~free] = 0.0
+            for optimizer in (adam, other):
+                optimizer.step()
+                optimizer.zero_grad()
+            session.after_step()
+            if step + 1 == steps // 2:
+                kept = min(round(share * weight.numel()), int(free.sum()))
+                size = weight.detach().abs().masked_fill(~free, -1.0).flatten()
+                gone = free & ~torch.zeros_like(free).flatten().index_fill_(
+                    0, size.topk(kept).indices, True
+                ).view_as(free)
+                weight.data[gone] = 0.0
+                free &= ~gone
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    other.state[weight][moment][gone] = 0.0
+        session.end_task(task)
+        owner[free] = task + 1
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+    assert [int((owner == task).sum()) for task in range(4)] == [0, 77, 77, 38]

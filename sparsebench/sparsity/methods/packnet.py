@@ -12,8 +12,9 @@ How much a task keeps (``options.share``):
   (the paper and its code, with 0.5 and 0.75).
 
 Official code: arunmallya/packnet. As there, freed weights start from zero (``options.fresh``) and
-biases and norms stay as the first task left them (``options.rest``). On purpose we differ: counts
-are exact, where the code's threshold takes all ties with it.
+biases and norms stay as the first task left them (``options.rest``), and the last layer is a dense
+head of each task (``selector=not_last``): else a task would take weights of classes to come. On
+purpose we differ: counts are exact, where the code's threshold takes all ties with it.
 """
 
 from __future__ import annotations

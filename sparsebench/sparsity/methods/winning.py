@@ -8,7 +8,7 @@ it, for absent weights too: with w' = w m,
 
 * WSN (``options.weights=trained``): weights are trained too, but for those that earlier tasks own,
   and scores go on from task to task (``scores=carried``), so that reuse is learned. ``anew`` is the
-  paper's table 3, which uses the network up.
+  paper's table 3, which uses the network up. Heads are dense (``selector=not_last``).
 * SupSup (``weights=constant``): each weight is + or - the standard deviation of He's initialisation
   (fan-in), by the sign it was built with, and is never trained; scores begin ``anew`` with each
   task, or at the ``mean`` of those that earlier tasks ended with (the paper's transfer). To store
