@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 transformers = pytest.importorskip("transformers", reason="needs the extra llm")
@@ -15,6 +16,7 @@ from test_llm_run import WEIGHTS, prune, text, words  # noqa: E402, F401 - fixtu
 from sparsebench.errors import UserError  # noqa: E402
 from sparsebench.llm.cloze import Share, cloze, items_of  # noqa: E402
 from sparsebench.llm.counts import counts, sizes_of  # noqa: E402
+from sparsebench.llm.evaluate import Evaluation  # noqa: E402
 from sparsebench.llm.layers import find_blocks  # noqa: E402
 from sparsebench.llm.likelihood import Likelihood  # noqa: E402
 from sparsebench.llm.perplexity import perplexity  # noqa: E402
@@ -124,9 +126,11 @@ def test_share_and_chance_of_the_harness_samples():
         {"acc": 0.0, "resps": [[0], [1], [2], [3]]},
         {"acc": 1.0, "resps": [[0], [1], [2], [3]]},
     ]
-    share, chance = share_of(samples)
+    share, chance = share_of("rte", samples)
     assert (share.right, share.items) == (2, 3)
     assert chance == pytest.approx((0.5 + 0.25 + 0.25) / 3)
+    with pytest.raises(UserError, match=r"eval\.tasks=wikitext: .* no accuracy"):
+        share_of("wikitext", [{"word_perplexity": 20.0, "resps": [[0]]}])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="is installed")
@@ -151,6 +155,11 @@ def test_measures_that_can_not_be_are_refused(words, tmp_path, more, said):  # n
     with pytest.raises(UserError, match=said):
         prune(words, *more, dataset, "method=magnitude")
     assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(UserError, match=r"eval\.measures=\[\]: at least one is needed"):
+        Evaluation.prepare(OmegaConf.create({"measures": []}), None, None, None)
 
 
 # --- errors of layers -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sparsebench.config.compose import compose
 from sparsebench.config.paths import methods
 from sparsebench.errors import UserError
 from sparsebench.llm.choose import Pattern, number
-from sparsebench.llm.inputs import Inputs
+from sparsebench.llm.inputs import STRIP, Inputs
 from sparsebench.llm.parts import Parts
 from sparsebench.llm.ratios import owl_densities
 from sparsebench.llm.scores import Weights
@@ -54,6 +54,18 @@ def test_one_batch_of_four_sequences_is_four_of_one():
     whole, parts = inputs_of(x), inputs_of(*x.unsqueeze(1))
     for what in ("mean_squares", "variance", "gram", "sums"):
         assert torch.equal(getattr(whole, what), getattr(parts, what))
+
+
+@pytest.mark.parametrize("width", [7, STRIP, STRIP + 8, 2 * STRIP + 50])
+def test_a_gram_matrix_is_whole_whenever_it_is_looked_at(width):
+    g = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(1, 12, width, generator=g) for _ in range(2))
+    found = inputs_of(first)
+    assert torch.allclose(found.gram, first[0].T @ first[0], atol=1e-4)
+    found.add(second)
+    seen = torch.cat([first, second], dim=1)[0].double()
+    assert torch.allclose(found.gram.double(), seen.T @ seen, atol=1e-4)
+    assert torch.equal(found.mean_squares, found.gram.diagonal() / 2)
 
 
 def test_squares_are_divided_by_sequences_and_norms_are_of_all_tokens():
@@ -336,7 +348,7 @@ def test_dsnot_by_hand():
     w = torch.tensor([[1.0, 2, 3, 4]])
     inputs = Inputs(4, ALL, torch.device("cpu"))
     inputs.sequences, inputs.tokens = 1, 1
-    inputs.gram = torch.eye(4)
+    inputs.gram.fill_diagonal_(1.0)
     inputs.sums = torch.tensor([1.0, -1, 1, -1], dtype=torch.float64)
     inputs.within = torch.ones(4, dtype=torch.float64)
     dials = {"score": "wanda", "scope": "row", "swap": "dsnot"}

@@ -48,6 +48,11 @@ def step(session, optimizer, layer, gradient):
     session.after_step()
 
 
+def test_the_usual_tokens_are_whole_batches():
+    usual = RecoverySpec()
+    assert usual.tokens == usual.steps * usual.batch * usual.length
+
+
 # --- straight through: SR-STE and AST ---------------------------------------------------------
 
 

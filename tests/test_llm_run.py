@@ -18,7 +18,10 @@ from sparsebench.llm import pipeline  # noqa: E402
 from sparsebench.llm.activations import Activations  # noqa: E402
 from sparsebench.llm.layers import find_blocks  # noqa: E402
 from sparsebench.llm.models import tiny_llama  # noqa: E402
+from sparsebench.llm.parts import Parts  # noqa: E402
 from sparsebench.llm.perplexity import perplexity  # noqa: E402
+from sparsebench.llm.pipeline import Pipeline  # noqa: E402
+from sparsebench.llm.spec import PrunerSpec  # noqa: E402
 from sparsebench.llm.text import Text, calibration_samples, check_apart, load_text  # noqa: E402
 from sparsebench.run import run  # noqa: E402
 from sparsebench.sparsity.masks import unpack  # noqa: E402
@@ -107,6 +110,16 @@ def test_ratios_meet_the_total(words):
     given = {layer["given"] for layer in owl["layers"].values()}
     assert max(given) - min(given) == pytest.approx(0.16)
     assert sum(given) / 2 == pytest.approx(0.6)
+
+
+def test_layers_of_one_shape_draw_their_own_random_numbers():
+    model = tiny_llama(None, 0).model
+    parts = Parts.of(PrunerSpec(score="random"))
+    Pipeline(model, find_blocks(model), parts, 0.5).run([])
+    for first, second in (("gate_proj", "up_proj"), ("down_proj", "down_proj")):
+        one = getattr(model.model.layers[0].mlp, first).weight != 0
+        other = getattr(model.model.layers[int(first == second)].mlp, second).weight != 0
+        assert 0.4 < (one == other).float().mean() < 0.6
 
 
 def test_global_needs_a_score_without_activations(words):
@@ -243,6 +256,17 @@ def test_text_that_is_measured_on_is_no_calibration_text():
     check_apart(text_of([line, " = Heading = "]), text_of([" = Heading = ", line[1:]], "test"))
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [("test.parquet", b"no table"), ("test.txt", b"\xff\xfe"), ("test.jsonl", b'{"words": ""}'),
+     ("test.json.gz", b"\x1f\x8b\x08 cut off")],
+)  # fmt: skip
+def test_damaged_text_is_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"eval\.dataset=.* can't be read: \S"):
+        load_text("eval", str(tmp_path), "test", {"root": None})
+
+
 def test_a_tokenizer_of_another_model_is_refused():
     wanted = {"samples": 1, "length": 2, "order": "first"}
     with pytest.raises(UserError, match=r"gives token 122, and the model knows 100"):
@@ -256,6 +280,8 @@ def test_a_tokenizer_of_another_model_is_refused():
     "more, said",
     [
         (["method=rigl"], "method=rigl: trains a network"),
+        (["eval.lengths=[]"], r"eval\.lengths=\[\]: at least one"),
+        (["eval.lengths=[1]"], r"eval\.lengths=1: from 2 to"),
         (["method=dense"], "method=dense: trains a network"),
         (["model=tiny_mlp"], "model=tiny_mlp: task=prune_llm needs a language model"),
         (["model=hf_lm"], r"model\.path=null"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,7 +61,7 @@ def card(cfg: DictConfig, metrics: dict[str, Any], notes: list[str]) -> str:
     shown = {key: value for key, value in metrics.items() if key.startswith(_SHOWN)}
     rows = "\n".join(f"| {key} | {value:.6g} |" for key, value in shown.items())
     front = "---\nlibrary_name: transformers\ntags: [pruning, sparse]\n"
-    if cfg.model.path:
+    if cfg.model.path and not Path(cfg.model.path).expanduser().exists():  # a name on the hub
         front += f"base_model: {cfg.model.path}\n"
     said = "\n".join(f"- {note}" for note in notes)
     return f"""{front}---

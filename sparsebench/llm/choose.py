@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsebench.errors import UserError
 from sparsebench.sparsity.nm import top_n
 
 
@@ -54,6 +55,11 @@ class Pattern:
             return torch.cat([Pattern(self.sparsity).keep(part) for part in parts], dim=1)
         flat = score.reshape(1, -1)
         return ~lowest(flat, number(flat.shape[1], self.sparsity)).view(score.shape)
+
+
+def undivided(name: str, width: int, m: int) -> UserError:
+    """What is said of a weight whose ``width`` inputs are no whole groups of ``m``."""
+    return UserError(f"structure.m={m}: '{name}' has {width} inputs, which do not divide by {m}")
 
 
 def number(weights: int, sparsity: float) -> int:

@@ -53,6 +53,13 @@ class Evaluation:
         for name in cfg.measures:
             if name not in MEASURES:
                 raise bad_value("eval.measures", name, f"of {', '.join(MEASURES)}", MEASURES)
+        needed = {
+            "measures": True,
+            "lengths": "perplexity" in cfg.measures,
+            "tasks": "zero_shot" in cfg.measures,
+        }
+        for key in (key for key, asked in needed.items() if asked and not cfg[key]):
+            raise bad_value(f"eval.{key}", [], "at least one is needed")
         if "perplexity" in cfg.measures and len(ids) < max(cfg.lengths):
             allowed = f"'{cfg.dataset}' ({cfg.split}) has {len(ids)} tokens"
             raise bad_value("eval.lengths", list(cfg.lengths), allowed)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -22,16 +23,24 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], blocks: Sequence[Block])
         masks: packed bits, the first element of a weight in the highest bit of the first byte.
         blocks: that hold the weights.
     """
-    from safetensors.torch import save
-
     shapes = {
         linear.name: list(linear.stored_shape) for block in blocks for linear in block.linears
     }
-    content = save(
-        {name: bits.cpu() for name, bits in masks.items()},
-        metadata={"shapes": json.dumps(shapes)},
-    )
-    write_atomically(path, lambda file: file.write(content))
+    header: dict[str, Any] = {"__metadata__": {"shapes": json.dumps(shapes)}}
+    end = 0
+    for name, bits in masks.items():
+        begin, end = end, end + bits.numel()
+        header[name] = {"dtype": "U8", "shape": [bits.numel()], "data_offsets": [begin, end]}
+    head = json.dumps(header).encode()
+
+    def write(file: IO[bytes]) -> None:
+        """The format of safetensors; its library would hold the whole content in memory."""
+        padded = head + b" " * (-len(head) % 8)
+        file.write(len(padded).to_bytes(8, "little") + padded)
+        for bits in masks.values():
+            file.write(bits.cpu().numpy().data)
+
+    write_atomically(path, write)
 
 
 def save_factors(kept: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from sparsebench.errors import UserError
 
 #: What a part may declare by ``@needs``: sums of squares, means and variances by column, X^T X.
 MEASURES = ("squares", "moments", "gram")
+#: Columns of a strip of the Gram matrix, of which only what is right of the diagonal is summed.
+STRIP = 192
 
 
 class Inputs:
@@ -38,7 +41,7 @@ class Inputs:
         self.squares = zeros.clone()
         self.sums = zeros.clone()
         self.within = zeros.clone()  # tokens x population variance within a sequence, summed
-        self.gram = torch.zeros(width, width, device=device) if "gram" in self.measures else None
+        self._upper = torch.zeros(width, width, device=device) if "gram" in self.measures else None
         self._factors: dict[float, Tensor] = {}
 
     def add(self, batch: Tensor) -> None:
@@ -52,8 +55,10 @@ class Inputs:
                 continue
             self.sequences += 1
             self.tokens += len(x)
-            if self.gram is not None:
-                self.gram.addmm_(x.t(), x)
+            if self._upper is not None:
+                for part in self._strips():
+                    right = slice(part.start, None)
+                    self._upper[part, right].addmm_(x[:, part].t(), x[:, right])
             elif self.measures & {"squares", "moments"}:
                 self.squares += torch.linalg.vector_norm(x, dim=0).double().square()
             if "moments" in self.measures:
@@ -62,16 +67,30 @@ class Inputs:
                 from_mean = torch.linalg.vector_norm(x - total / len(x), dim=0)
                 self.within += from_mean.double().square()
 
+    def _strips(self) -> list[slice]:
+        """Columns of each strip; the last has what is left as well."""
+        starts = range(0, max(self.width - STRIP, 0) + 1, STRIP)
+        return [slice(a, b) for a, b in pairwise([*starts, self.width])]
+
+    @property
+    def gram(self) -> Tensor | None:
+        """X^T X over all tokens, float32 (C, C), if it was measured."""
+        if self._upper is not None:
+            for part in self._strips():  # what is below the diagonal
+                below = slice(part.stop, None)
+                self._upper[below, part] = self._upper[part, below].t()
+        return self._upper
+
     @property
     def finite(self) -> bool:
         """Whether there was no NaN and no infinity in what was seen."""
-        seen = self.squares if self.gram is None else self.gram.diagonal()
+        seen = self.squares if self._upper is None else self._upper.diagonal()
         return bool(torch.isfinite(seen).all() and torch.isfinite(self.sums).all())
 
     @cached_property
     def mean_squares(self) -> Tensor:
         """S_j = sum over all tokens of x_j^2 / sequences, float32 (C)."""
-        total = self.squares if self.gram is None else self.gram.diagonal().double()
+        total = self.squares if self._upper is None else self._upper.diagonal().double()
         return (total / self.sequences).float()
 
     @cached_property
@@ -106,8 +125,9 @@ class Inputs:
         return self._factors[damping]
 
     def _factor(self, damping: float, name: str) -> Tensor:
-        assert self.gram is not None, "a part that looks at the Hessian needs 'gram'"
-        h = self.gram * (2.0 / self.sequences)
+        gram = self.gram
+        assert gram is not None, "a part that looks at the Hessian needs 'gram'"
+        h = gram * (2.0 / self.sequences)
         diagonal = h.diagonal()
         diagonal[self.dead()] = 1.0
         mean, tried = diagonal.mean(), damping

@@ -53,6 +53,13 @@ class OnFile:
         self.count += 1
         self[self.count - 1] = tensor
 
+    def copy(self) -> OnFile:
+        """A list of the same tensors in a file of its own."""
+        other = OnFile(self.folder)
+        for tensor in self:
+            other.append(tensor)
+        return other
+
     def __setitem__(self, number: int, tensor: Tensor) -> None:
         """Write one."""
         data = _bytes(tensor.detach().cpu().contiguous())

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsebench.config.importing import resolve
-from sparsebench.errors import UserError
-from sparsebench.llm.choose import Pattern
+from sparsebench.llm.choose import Pattern, undivided
 from sparsebench.llm.layers import Linear
 from sparsebench.llm.ratios import Question
 from sparsebench.llm.scores import Score, Weights
@@ -101,7 +100,9 @@ class Parts:
         Raises:
             UserError: a pattern does not divide the width.
         """
-        _check_width(weights, pattern)
+        width = weights.values.shape[1]
+        if pattern.nm and pattern.sparsity and width % pattern.nm[1]:
+            raise undivided(weights.name, width, pattern.nm[1])
         if pattern.chosen is not None:
             if self.solver:
                 return self.solver(weights, pattern, pattern.chosen)
@@ -160,11 +161,3 @@ class Parts:
                 stored = linear.weight.t() if linear.transposed else linear.weight
                 mask = unpack(kept["mask"].to(stored.device), stored.shape)
                 stored.masked_fill_(~mask, 0.0)
-
-
-def _check_width(weights: Weights, pattern: Pattern) -> None:
-    if pattern.nm and pattern.sparsity and weights.values.shape[1] % pattern.nm[1]:
-        raise UserError(
-            f"structure.m={pattern.nm[1]}: '{weights.name}' has {weights.values.shape[1]} inputs, "
-            f"which do not divide by {pattern.nm[1]}"
-        )

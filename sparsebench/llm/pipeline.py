@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sparsebench.data.seeding import generator
 from sparsebench.llm.activations import Activations
 from sparsebench.llm.disk import Disk
 from sparsebench.llm.factoriser import Factoriser
@@ -39,7 +40,8 @@ class Outcome:
     """What pruning gave beside the pruned model.
 
     Attributes:
-        masks: packed bits by name of the weight, in the shape the model holds it.
+        masks: packed bits by name of the weight, in the shape the model holds it; mapped from the
+            run's folder where the weights are on disk too.
         sparsities: what each layer was given.
         errors: how far each layer's output is off, where that was measured.
         seconds: of pruning in all (``pruning``), and of its passes (``calibration_forward``).
@@ -55,7 +57,7 @@ class Outcome:
     factors: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def take(self, done: Done) -> None:
-        """Take in what is kept of some layers: masks as they are, of factors their sizes."""
+        """Take in what is kept of some layers: of masks themselves, of factors their sizes."""
         self.errors |= done.errors
         for name, kept in done.tensors.items():
             if "mask" in kept:
@@ -141,6 +143,8 @@ class Pipeline:
                 done = Done(tensors, before + time.perf_counter() - begin, errors)
                 if kept:
                     kept.write(number, done)
+                    if unit[0].source:  # so that masks are not in memory, but on file
+                        done = kept.read(number) or done
                 self.report(number + len(unit), len(self.blocks), time.perf_counter() - begin)
             self._remember(unit, number, kept)
             outcome.take(done)
@@ -258,25 +262,23 @@ class Pipeline:
         """
         inputs: dict[str, Inputs] = {}
         back = self.parts.spec.propagate
-        before = list(acts.hidden) if back and len(unit) > 1 else []
+        before = acts.hidden.copy() if back and len(unit) > 1 else acts.hidden
         for block in unit:
             carry = not back or block is not unit[-1]
             inputs |= self._timed(acts.measure, self.measures, carry=carry)
-        for number, hidden in enumerate(before):
-            acts.hidden[number] = hidden
-        if before:
+        if back:
+            acts.hidden = before
             acts.at -= len(unit) - 1
         return inputs
 
     def _weights(self, linear: Linear, inputs: Inputs | None) -> Weights:
-        number = torch.Generator().manual_seed(self.seed * 1_000_003 + linear.block)
         weight = linear.weight
         return Weights(
             name=linear.name,
             values=weight.float(),
             inputs=inputs or Inputs(weight.shape[1], (), weight.device),
             spec=self.parts.spec,
-            generator=number,
+            generator=generator("pruning", self.seed, linear.name),
         )
 
     def _timed(self, work: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:

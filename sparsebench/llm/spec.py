@@ -11,7 +11,7 @@ from typing import Any
 from sparsebench.sparsity.spec import number, one_of, whole
 
 _HERE = "sparsebench.llm."
-#: What is worth keeping: ``score(linear) -> (outputs, inputs)``, higher is better.
+#: What is worth keeping: ``score(weights) -> (outputs, inputs)``, higher is better.
 SCORES = {
     "magnitude": f"{_HERE}scores.magnitude",
     "random": f"{_HERE}scores.random",
@@ -21,9 +21,9 @@ SCORES = {
 }
 #: How kept weights make up for those that go: ``solver(weights, pattern, kept) -> (weight, kept)``.
 SOLVERS = {"none": "", "sparsegpt": f"{_HERE}sparsegpt.sparsegpt"}
-#: How a mask is bettered before weights change: ``swap(linear, kept, spec) -> kept``.
+#: How a mask is bettered before weights change: ``swap(weights, kept, pattern, score) -> kept``.
 SWAPS = {"dsnot": f"{_HERE}dsnot.dsnot"}
-#: Sparsity of each layer: ``ratios(model, spec, sparsity) -> sparsities``.
+#: Sparsity of each layer: ``ratios(question) -> sparsities``.
 RATIOS = {
     "uniform": f"{_HERE}ratios.uniform",
     "er": f"{_HERE}ratios.er",

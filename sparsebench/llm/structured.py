@@ -230,8 +230,6 @@ def units_of(cfg: DictConfig, model: Any, blocks: Sequence[Block]) -> Units | No
                 f"method.{dial}={cfg.method[dial]}: with structure=channel all blocks lose the "
                 "same number of whole units"
             )
-    if blocks[0].source:
-        raise UserError("model.args.weights=disk: structure=channel needs the model in memory")
     if cfg.recovery.name != "none":
         raise UserError(
             f"recovery={cfg.recovery.name}: trains weights behind masks, and structure=channel "

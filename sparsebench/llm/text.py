@@ -102,7 +102,14 @@ def load_text(key: str, dataset: str, split: str, data: Mapping[str, Any]) -> Te
     folder = Path(dataset).expanduser() if "/" in dataset else None
     folder = folder if folder and folder.is_dir() else find_folder(known.folders, options)
     if folder is not None:
-        rows, where = _of_folder(key, folder, split), str(folder)
+        where = str(folder)
+        try:
+            rows = _of_folder(key, folder, split)
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, by format and by what is damaged
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{key}.dataset={dataset}: {folder} can't be read: {said}") from error
     elif options.download:
         rows, where = _of_hub(key, known, split), "/".join(known.hub)
     else:

@@ -90,7 +90,7 @@ class ZeroShot:
         metrics: dict[str, Any] = {}
         means = []
         for name, samples in found["samples"].items():
-            share, chance = share_of(samples)
+            share, chance = share_of(name, samples)
             low, high = share.interval
             metrics |= {
                 f"{name}/acc": share.value,
@@ -105,8 +105,14 @@ class ZeroShot:
         return metrics
 
 
-def share_of(samples: Sequence[dict[str, Any]]) -> tuple[Share, float]:
-    """How many of the harness's samples are right, and the share that guessing gives."""
+def share_of(task: str, samples: Sequence[dict[str, Any]]) -> tuple[Share, float]:
+    """How many of the harness's samples are right, and the share that guessing gives.
+
+    Raises:
+        UserError: the task is measured by something else.
+    """
+    if "acc" not in samples[0]:
+        raise UserError(f"eval.tasks={task}: the harness measures no accuracy (acc) of it")
     right = sum(round(sample["acc"]) for sample in samples)
     chance = sum(1.0 / len(sample["resps"]) for sample in samples) / len(samples)
     return Share(int(right), len(samples)), chance

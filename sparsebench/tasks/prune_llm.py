@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sparsebench.errors import UserError, bad_value
 from sparsebench.llm.building import language_model, on_device
 from sparsebench.llm.card import card
+from sparsebench.llm.choose import undivided
 from sparsebench.llm.counts import counts, size_of
 from sparsebench.llm.evaluate import Evaluation
 from sparsebench.llm.export import save_factors, save_masks, save_model
@@ -69,6 +70,8 @@ def prepare(cfg: DictConfig) -> Prepared:
     begin = time.perf_counter()
     parts = method_of(cfg)
     nm = _pattern(cfg)
+    if cfg.model.weights == "disk":
+        _check_disk(cfg)
     data, notes = container(cfg.data), []
     test = load_text("eval", cfg.eval.dataset, cfg.eval.split, data)
     text = None
@@ -82,8 +85,6 @@ def prepare(cfg: DictConfig) -> Prepared:
         notes.append(f"dense, since in no linear layer: {', '.join(left)}")
     if nm and cfg.sparsity:
         _check_widths(blocks, nm[1])
-    if language.disk:
-        _check_disk(cfg)
     units = units_of(cfg, language.model, blocks)
     if units:
         notes.append(units.said)
@@ -123,22 +124,20 @@ def _pattern(cfg: DictConfig) -> tuple[int, int] | None:
 
 def _check_disk(cfg: DictConfig) -> None:
     """Refuse what looks at several blocks at once, or trains them, while they are on disk."""
-    needs = {
-        "structure=channel": cfg.structure.name == "channel",
-        f"recovery={cfg.recovery.name}": cfg.recovery.name != "none",
-        f"method.group={cfg.method.get('group', 1)}": cfg.method.get("group", 1) > 1,
+    refused = {
+        "structure": cfg.structure.name == "channel",
+        "recovery": cfg.recovery.name != "none",
     }
-    for what in (name for name, asked in needs.items() if asked):
-        raise UserError(f"model.weights=disk: {what} needs all blocks in memory")
+    for group in (group for group, asked in refused.items() if asked):
+        name = cfg[group].name
+        raise UserError(f"model.weights=disk: {group}={name} needs all blocks in memory")
 
 
 def _check_widths(blocks: list[Block], m: int) -> None:
     for linear in (linear for block in blocks for linear in block.linears):
         width = linear.weight.shape[1]
         if width % m:
-            raise UserError(
-                f"structure.m={m}: '{linear.name}' has {width} inputs, which do not divide by {m}"
-            )
+            raise undivided(linear.name, width, m)
 
 
 def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts | Factoriser) -> None:
@@ -150,7 +149,8 @@ def _check_context(cfg: DictConfig, language: LanguageModel, parts: Parts | Fact
         lengths.append(("calibration.length", cfg.calibration.length))
     for key, length in lengths:
         if length < 2 or (longest and length > longest):
-            raise bad_value(key, length, f"from 2 to the model's context of {longest} tokens")
+            most = f"to the model's context of {longest} tokens" if longest else "upwards"
+            raise bad_value(key, length, f"from 2 {most}")
 
 
 def run(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:

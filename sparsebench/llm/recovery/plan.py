@@ -108,8 +108,6 @@ def _check_parts(cfg: DictConfig, spec: RecoverySpec) -> None:
     if spec.batch % cfg.trainer.accumulate:
         said = f"must divide by trainer.accumulate={cfg.trainer.accumulate}"
         raise bad_value("recovery.batch", spec.batch, said)
-    if cfg.model.get("weights", "memory") != "memory":
-        raise bad_value("model.weights", cfg.model.weights, "memory with a recovery")
 
 
 def _check_layers(spec: RecoverySpec, blocks: list[Block]) -> None:

@@ -47,7 +47,7 @@ class RecoverySpec:
     """
 
     name: str = "none"
-    tokens: int = whole(1_000_000, 1, "tokens of training")
+    tokens: int = whole(1_024_000, 1, "tokens of training")
     batch: int = whole(8, 1, "sequences of an optimizer step")
     length: int = whole(256, 2, "tokens of a sequence")
     dataset: str | None = None
