@@ -16,6 +16,7 @@ for name in (
     "sweep",
     "table",
     "llm",
+    "continual",
 ):
     print(f"== {name}", flush=True)
     subprocess.run([sys.executable, f"{name}.py"], cwd=Path(__file__).parent, check=True)
