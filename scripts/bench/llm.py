@@ -4,10 +4,11 @@
 
 A plain pass runs 16 sequences of 512 tokens through the blocks, one block after the other; two of
 them are the floor of any method that carries activations on. Each method stands between two units,
-and over their mean, in wall time and in CPU time, which tells more where others compute too.
-BLOCKS=10 prunes the first ten of the 30 blocks, ROUNDS says how often.
-Memory is measured in processes of their own: the peak above what the model itself takes, and with
-blocks and activations on disk the peak above the library's.
+and over their mean, in wall time and in CPU time, which tells more where others compute too. All
+costs are by block, so the first BLOCKS=3 of the 30 are pruned, ROUNDS=3 times.
+Memory is measured in whole runs, processes of their own, of the methods that need the least and
+the most: the peak above what the model itself takes, and with blocks and activations on disk the
+peak above the library's. An interrupted bench writes the rows that it has.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from sparsebench.tasks.build import container
 
 SAMPLES, LENGTH, SPARSITY = 16, 512, 0.5
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-BLOCKS = int(os.environ.get("BLOCKS", "30"))
+BLOCKS = int(os.environ.get("BLOCKS", "3"))
 TARGETS = {"wanda": 1.10, "sparsegpt": 1.6, "dsnot": 1.2, "owl": 1.7}
-SEGMENTS = 4  # of the perplexity
+SEGMENTS = 4  # of the perplexity, which looks once at how the model's head works
+WEIGHED = ("wanda", "sparsegpt")  # whose memory is measured
 MEGABYTES = 150  # above the model, at most
 CHILD = """
 import os, sys
@@ -48,13 +50,11 @@ from sparsebench.cli import main
 def status(name):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
-from sparsebench.llm import models
 from sparsebench.tasks import prune_llm
-prepare, run = prune_llm.prepare, prune_llm.run
+run = prune_llm.run
 def measured(cfg, folder, prepared):
-    import gc, torch
-    model = prepared.language.model
-    held = [p for p in model.parameters() if not p.is_meta]
+    import gc
+    held = [p for p in prepared.language.model.parameters() if not p.is_meta]
     sum(float(p.sum()) for p in held)  # so that mapped files are in memory
     gc.collect()
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
@@ -95,13 +95,14 @@ class Pruning:
         self.dense = [[one.weight.clone() for one in block.linears] for block in self.blocks]
 
     def unit(self) -> None:
-        """Two plain passes."""
+        """Two plain passes, but one of the last block, behind which nothing is pruned."""
         acts = Activations(self.language.model, self.blocks, self.samples)
-        for _ in self.blocks:
+        for block in self.blocks:
             with torch.no_grad():
                 for number in range(len(self.samples)):
                     acts.through(number)
-            acts.carry()
+            if block is not self.blocks[-1]:
+                acts.carry()
 
     def prune(self, name: str) -> Spent:
         """What a method takes; the model is dense again afterwards."""
@@ -113,27 +114,18 @@ class Pruning:
                 linear.weight.copy_(weight)
         return spent
 
-    def methods(self, names: list[str]) -> list[Ratio]:
-        """Of each method, its time over that of the units before and after it."""
+    def methods(self, ratios: dict[str, list[Spent]]) -> None:
+        """Of each method, add its time over that of the units before and after it."""
         self.unit()
-        units = [timed(self.unit)]
-        ratios: dict[str, list[Spent]] = {name: [] for name in names}
+        before = timed(self.unit)
         for _ in range(ROUNDS):
-            for name in names:
+            for name, found in ratios.items():
                 spent = self.prune(name)
-                units.append(timed(self.unit))
-                below = [statistics.mean(each) for each in zip(*units[-2:], strict=True)]
-                ratios[name].append((spent[0] / below[0], spent[1] / below[1]))
-                print(name, *(f"{ratio:.3f}" for ratio in ratios[name][-1]), flush=True)
-        said = f"{SAMPLES} x {LENGTH} tokens, {len(self.blocks)} blocks"
-        return [
-            of(f"{name} {SPARSITY:.0%} / two plain passes, {said}, {kind} time", each, target)
-            for name, found in ratios.items()
-            for kind, each, target in zip(
-                ("CPU", "wall"), map(list, zip(*found, strict=True)), (TARGETS[name], None),
-                strict=True,
-            )
-        ]  # fmt: skip
+                after = timed(self.unit)
+                below = [statistics.mean(each) for each in zip(before, after, strict=True)]
+                found.append((spent[0] / below[0], spent[1] / below[1]))
+                print(name, *(f"{ratio:.3f}" for ratio in found[-1]), flush=True)
+                before = after
 
     def evaluation(self) -> Ratio:
         """Perplexity over the forward passes it needs."""
@@ -149,8 +141,19 @@ class Pruning:
         return alternate(
             f"perplexity / its forward passes, {SEGMENTS} x {LENGTH} tokens",
             lambda: perplexity(model, ids, LENGTH, SEGMENTS), forward,
-            target=1.03, pairs=2 * ROUNDS + 1, warm_up=1,
+            target=1.03, pairs=ROUNDS, warm_up=0,
         )  # fmt: skip
+
+
+def rows_of(ratios: dict[str, list[Spent]]) -> list[Ratio]:
+    """A row of CPU time, which has the target, and one of wall time, for each method."""
+    said = f"{SAMPLES} x {LENGTH} tokens, {BLOCKS} blocks"
+    rows = []
+    for name, found in ratios.items():
+        for number, (kind, target) in enumerate((("CPU", TARGETS[name]), ("wall", None))):
+            what = f"{name} {SPARSITY:.0%} / two plain passes, {said}, {kind} time"
+            rows.append(of(what, [spent[number] for spent in found], target))
+    return rows
 
 
 def memory(method: str, on_disk: bool) -> tuple[float, float]:
@@ -158,7 +161,7 @@ def memory(method: str, on_disk: bool) -> tuple[float, float]:
     words = [
         "task=prune_llm", "model=smollm2_135m", f"method={method}", f"sparsity={SPARSITY}",
         f"calibration.samples={SAMPLES}", f"calibration.length={LENGTH}", "eval.dense=false",
-        f"eval.lengths=[{LENGTH}]", "eval.max_segments=4", "quiet=true", "trainer.threads=1",
+        f"eval.lengths=[{LENGTH}]", "eval.max_segments=2", "quiet=true", "trainer.threads=2",
         "force=true", *(["model.weights=disk", "calibration.activations=disk"] if on_disk else []),
     ]  # fmt: skip
     # what is freed goes back at once, so that the peak is of memory in use
@@ -166,31 +169,43 @@ def memory(method: str, on_disk: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", CHILD, *words, f"runs={folder}"],
-            capture_output=True, text=True, check=True, env=env,
+            stdout=subprocess.PIPE, text=True, check=True, env=env,
         )  # fmt: skip
     line = next(line for line in done.stdout.splitlines() if line.startswith("MEASURED"))
     peak, held = (int(word) / 1e6 for word in line.split()[1:])
     return peak, held
 
 
+def memory_row(method: str, on_disk: bool) -> dict[str, object]:
+    """The peak of a run, printed, and as a row."""
+    peak, held = memory(method, on_disk)
+    where = f"blocks and activations on disk ({held:.0f} MB stay)" if on_disk else "memory"
+    name = f"peak of {method} above the model, {where}, MB"
+    met = "met" if peak <= MEGABYTES else "MISSED"
+    print(f"{name}: {peak:.0f}  target <= {MEGABYTES}  {met}", flush=True)
+    return {"name": name, "value": round(peak, 1), "target": MEGABYTES}
+
+
 def main(names: list[str]) -> None:
-    """Measure and print."""
+    """Measure, print and keep."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    pruning = Pruning()
-    ratios = [*pruning.methods(names or list(TARGETS)), pruning.evaluation()]
-    report("llm", ratios)
-    del pruning
-    lines = []
-    for method in names or list(TARGETS):
-        for on_disk in (False, True):
-            peak, held = memory(method, on_disk)
-            where = f"blocks and activations on disk ({held:.0f} MB stay)" if on_disk else "memory"
-            name = f"peak of {method} above the model, {where}, MB"
-            met = "met" if peak <= MEGABYTES else "MISSED"
-            print(f"{name}: {peak:.0f}  target <= {MEGABYTES}  {met}", flush=True)
-            lines.append({"name": name, "value": round(peak, 1), "target": MEGABYTES})
-    path = RESULTS / "llm.json"
-    path.write_text(json.dumps([*json.loads(path.read_text()), *lines], indent=2) + "\n")
+    ratios: dict[str, list[Spent]] = {name: [] for name in names or TARGETS}
+    perplexities: list[Ratio] = []
+    memories: list[dict[str, object]] = []
+    try:
+        pruning = Pruning()
+        pruning.methods(ratios)
+        perplexities.append(pruning.evaluation())
+        del pruning
+        for method in names or WEIGHED:
+            memories += [memory_row(method, on_disk) for on_disk in (False, True)]
+    finally:
+        rows = [*rows_of({name: found for name, found in ratios.items() if found}), *perplexities]
+        if rows:
+            report("llm", rows)
+            path = RESULTS / "llm.json"
+            kept = [*json.loads(path.read_text()), *memories]
+            path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":
