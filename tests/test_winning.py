@@ -1,6 +1,7 @@
 """Learned masks for each task: WSN and SupSup."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sparsebench.library import method
 from sparsebench.run import run
 from sparsebench.sparsity import Session
 from sparsebench.sparsity.distributions import allocate, densities
-from sparsebench.sparsity.methods.winning import score_gradient
+from sparsebench.sparsity.methods.winning import halved, score_gradient
 
 
 def stream_of(name, optimizer="adam", **given):
@@ -215,6 +216,10 @@ def test_supsup_gives_a_layer_k_weights_for_each_input_and_output():
         ({"reuse": "never"}, "method.reuse=never: .*only anywhere"),
         ({"drop": "magnitude", "grow": "random"}, "method.drop=magnitude"),
         ({"options": {"infer": True}}, "method.options.infer=true: .*method.options.rest=first"),
+        (
+            {"options": {"infer": "thirds"}},
+            "method.options.infer=thirds: one of False, True, halves",
+        ),
         ({"options": {"scores": "old"}}, "method.options.scores=old: one of carried, anew, mean"),
     ],
 )
@@ -262,6 +267,35 @@ def test_the_task_is_that_whose_share_lowers_the_entropy_fastest(name, done):
         expected.append(int((-alpha.grad).argmax()))
     assert found.tolist() == expected
     assert len(set(expected)) > 1
+
+
+def test_the_worse_half_of_the_candidates_goes_until_one_is_left():
+    """Slopes change with who else is there, so that what is best at once need not be left."""
+    table = {
+        (0, 1, 2, 3, 4): [[5.0, 1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0, 1.0]],
+        (1, 2, 3): [[9.0, 2.0, 1.0]], (2, 3): [[1.0, 2.0]],
+        (0, 1, 2): [[0.0, 5.0, 5.0]], (0, 1): [[2.0, 1.0]],
+    }  # fmt: skip
+    asked = []
+
+    def slopes(samples, candidates):
+        asked.append((samples.flatten().tolist(), candidates))
+        return torch.tensor(table[tuple(candidates)])
+
+    assert halved(slopes, torch.tensor([[0.0], [1.0]]), [0, 1, 2, 3, 4]).tolist() == [2, 1]
+    assert sorted(asked) == [
+        ([0.0], [1, 2, 3]), ([0.0], [2, 3]), ([0.0, 1.0], [0, 1, 2, 3, 4]),
+        ([1.0], [0, 1]), ([1.0], [0, 1, 2]),
+    ]  # fmt: skip
+
+
+def test_of_two_tasks_halves_are_what_is_found_at_once():
+    stream, own = inferring("supsup", 2), torch.tensor([True] * 4 + [False] * 2)
+    x = torch.cat([batch(task, 99)[0] for task in range(2)])
+    once = stream.session.infer(x, own, 2)
+    stream.session.method.options = replace(stream.session.method.options, infer="halves")
+    assert torch.equal(stream.session.infer(x, own, 2), once)
+    assert len(set(once.tolist())) > 1
 
 
 def test_who_else_is_in_a_batch_does_not_matter():

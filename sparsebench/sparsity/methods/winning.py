@@ -16,8 +16,10 @@ it, for absent weights too: with w' = w m,
 
 ``options.infer`` finds the task of a sample where nobody tells it (SupSup, one-shot): with the k
 masks superposed, sum of alpha_j m_j at alpha = 1/k, it is the task whose alpha would lower the
-entropy of the answer fastest. All that has no mask must be the same for all tasks then
-(``options.rest=first``), but for the last layer.
+entropy of the answer fastest. With ``infer=halves`` that is asked of the k tasks, then of
+the better half of them, and so on until one is left (the paper's binary search: log2(k) questions).
+All that has no mask must be the same for all tasks then (``options.rest=first``), but for the last
+layer. The paper's other objective, G, needs outputs of no class, which a stream does not have.
 
 Official codes: ihaeyong/WSN, RAIVNLab/supsup. Scores are drawn as there, uniform within one over
 the square root of the fan-in, and have an Adam of their own that begins anew with each task, at a
@@ -31,7 +33,7 @@ one task, which tells it more than a sample does.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -63,7 +65,7 @@ class Options(ScoreOptions, Kept):
     """What a task's network is made of beside its masks."""
 
     weights: str = field(default="trained", metadata={"choices": ("trained", "constant")})
-    infer: bool = False
+    infer: bool | str = field(default=False, metadata={"choices": (False, True, "halves")})
 
 
 def score_gradient(weight: Tensor, gradient: Tensor, score: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ class Winning(Isolated):
                 raise bad_value(f"method.{dial}", getattr(spec, dial), said)
         if self.options.infer and self.options.rest != "first":
             raise UserError(
-                "method.options.infer=true: masks alone tell tasks apart, so it needs "
-                "method.options.rest=first"
+                f"method.options.infer={str(self.options.infer).lower()}: masks alone tell tasks "
+                "apart, so it needs method.options.rest=first"
             )
 
     # --- from task to task -------------------------------------------------------------------
@@ -204,18 +206,26 @@ class Winning(Isolated):
         Returns:
             Numbers of tasks, int64 [batch]; of equal ones the lowest.
 
-        Source: SupSup (arXiv 2006.14769), section 3.3, one-shot.
+        Source: SupSup (arXiv 2006.14769), section 3.3, one-shot or binary.
         """
         masked = [self._masked(state, task) for task in range(tasks)]
-        mixed = {n: torch.stack([own[n] for own in masked]).mean(0) for n in masked[0]}
 
-        def entropy(weights: dict[str, Tensor]) -> Tensor:
-            logits: Tensor = functional_call(state.model, weights, (x,))
-            log = logits[:, among].float().log_softmax(1)
-            return -(log.exp() * log).sum(1)
+        def slopes(samples: Tensor, candidates: list[int]) -> Tensor:
+            """Of the entropy, by the share of each candidate [batch, candidates]."""
 
-        slopes = [jvp(entropy, (mixed,), (own,))[1] for own in masked]
-        return torch.stack(slopes).argmin(0)
+            def entropy(weights: dict[str, Tensor]) -> Tensor:
+                logits: Tensor = functional_call(state.model, weights, (samples,))
+                log = logits[:, among].float().log_softmax(1)
+                return -(log.exp() * log).sum(1)
+
+            own = [masked[task] for task in candidates]
+            mixed = {n: torch.stack([each[n] for each in own]).mean(0) for n in own[0]}
+            return torch.stack([jvp(entropy, (mixed,), (each,))[1] for each in own], 1)
+
+        candidates = list(range(tasks))
+        if self.options.infer == "halves":
+            return halved(slopes, x, candidates)
+        return slopes(x, candidates).argmin(1)
 
     def _masked(self, state: TrainState, task: int) -> dict[str, Tensor]:
         """Sparse weights of a task, of the present one if it is not done."""
@@ -233,6 +243,31 @@ class Winning(Isolated):
         """With the values that constant weights are held at."""
         super().load_state_dict(state)
         self._fix(self._state)
+
+
+def halved(
+    slopes: Callable[[Tensor, list[int]], Tensor], x: Tensor, candidates: list[int]
+) -> Tensor:
+    """The candidate that is left for each sample when the worse half of them goes, and so on.
+
+    Args:
+        slopes: of samples and candidates, what is to be low [batch, candidates].
+        x: samples (batch, ...).
+        candidates: at least one number, ascending; of an odd number the larger half stays, of equal
+            ones the lower.
+
+    Returns:
+        int64 [batch].
+    """
+    found = torch.full((len(x),), candidates[0], device=x.device)
+    if len(candidates) == 1:
+        return found
+    order = slopes(x, candidates).argsort(dim=1, stable=True)[:, : -(-len(candidates) // 2)]
+    kept, group = torch.unique(order.sort(1).values, dim=0, return_inverse=True)
+    for each, places in enumerate(kept.tolist()):  # samples whose candidates are the same
+        mine = group == each
+        found[mine] = halved(slopes, x[mine], [candidates[place] for place in places])
+    return found
 
 
 def _fan_in(weight: Tensor) -> int:
