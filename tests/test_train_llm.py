@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_bitwise(words, tmp_path, monkeypatch):
     [
         (["model=tiny_mlp"], "model=tiny_mlp: task=train_llm needs a language"),
         (["method=wanda"], "method=wanda: prunes a trained language model"),
-        (["method=small_dense"], "no narrower language models"),
+        (["method=small_dense"], "method=small_dense: model=char_gpt has no width"),
         (["data=digits"], "data=digits: task=train_llm needs a text"),
         (["data.args.length=65"], r"data\.args\.length=65.*context of 64"),
         (["data.args.length=1"], r"data\.args\.length=1"),

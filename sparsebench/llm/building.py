@@ -9,16 +9,20 @@ import torch
 from omegaconf import DictConfig
 
 from sparsebench.config.importing import resolve
-from sparsebench.errors import bad_value
+from sparsebench.errors import UserError, bad_value
 from sparsebench.llm.models import LanguageModel
 from sparsebench.tasks.build import container, own_code
 
 
-def language_model(cfg: DictConfig) -> LanguageModel:
+def language_model(cfg: DictConfig, width: float | None = None) -> LanguageModel:
     """Call the builder with ``path``, ``seed`` and its own ``args``.
 
     One that has a parameter ``outer`` gets the whole config, such as a model that is trained
     here first and has to find the same data.
+
+    Args:
+        cfg: the whole config.
+        width: replaces ``model.width``, for baselines of matched size.
 
     Raises:
         UserError: an argument that the builder does not take, or whatever it refuses.
@@ -32,6 +36,14 @@ def language_model(cfg: DictConfig) -> LanguageModel:
         if name not in known and not free:
             allowed = f"not an option of '{cfg.model.name}'"
             raise bad_value(f"model.args.{name}", given[name], allowed, known)
+    if "width" in known:
+        given["width"] = width or given.get("width", cfg.model.width)
+    elif width is not None or cfg.model.width != 1.0:
+        what = f"model.width={cfg.model.width}" if width is None else f"method={cfg.method.name}"
+        raise UserError(
+            f"{what}: model={cfg.model.name} has no width to multiply or to narrow; "
+            "model=char_lstm has, and model.args.hidden=... of others may say a size"
+        )
     if "outer" in known:
         given["outer"] = cfg
     if "weights" in known:

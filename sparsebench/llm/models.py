@@ -47,10 +47,10 @@ class LanguageModel:
     @property
     def context(self) -> int | None:
         """Longest sequence, if the model's config says so."""
-        config: Any = self.model.config
+        config: Any = getattr(self.model, "config", None)
         for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-            if getattr(config, name, None):
-                return int(getattr(config, name))
+            if longest := getattr(config, name, None):
+                return int(longest)
         return None
 
 

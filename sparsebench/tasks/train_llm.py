@@ -1,7 +1,8 @@
 """Train a language model with a sparsity method, and save it as any other of transformers.
 
-From random weights (``model=char_gpt``), or from trained ones (``model=hf_lm``). Which weights are
-sparse says the selector, by default the linear layers of the blocks (``selector=blocks``).
+From random weights (``model=char_gpt``, ``model=char_lstm``), or from trained ones
+(``model=hf_lm``). Which weights are sparse says the selector, by default the linear layers of the
+blocks (``selector=blocks``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from sparsebench.files import check_room
 from sparsebench.llm.building import language_model
 from sparsebench.llm.corpus import Texts, data_sets
 from sparsebench.llm.models import LanguageModel, save_folder
+from sparsebench.models import matched_width
 from sparsebench.sparsity.flops import LayerFlops, layer_flops
+from sparsebench.sparsity.selector import select
+from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.tasks.build import container
 from sparsebench.tasks.task import Prepared, Shape, Task, entry
 
@@ -34,14 +38,24 @@ class TrainLLM(Task):
 
     @cached_property
     def language(self) -> LanguageModel:
-        """The model that is trained, and its tokenizer."""
-        if self.cfg.method.get("shrink"):
-            raise UserError(
-                f"method={self.cfg.method.name}: task=train_llm has no narrower language models; "
-                "model.args.hidden=... trains one"
-            )
+        """The model that is trained, narrower where the method says so, and its tokenizer."""
+        width = self._narrower() if self.cfg.method.get("shrink") else None
         torch.manual_seed(self.cfg.seed)
-        return language_model(self.cfg)
+        return language_model(self.cfg, width)
+
+    def _narrower(self) -> float:
+        """The width at which there are as many weights as ``sparsity`` leaves."""
+        selector = SelectorSpec(**container(self.cfg.selector))
+
+        def at(width: float | None) -> nn.Module:
+            return language_model(self.cfg, width).model
+
+        def weights(model: nn.Module) -> int:
+            return sum(p.numel() for p in select(model, selector).values())
+
+        with torch.device("meta"):
+            full = weights(at(None))
+        return matched_width(at, round((1.0 - self.cfg.sparsity) * full), weights)
 
     def load(self) -> DataSets:
         """Sequences of a text, in the model's tokens."""
@@ -57,8 +71,21 @@ class TrainLLM(Task):
         return data_sets(config, texts, self.language)
 
     def network(self, like: tuple[Shape, int]) -> tuple[nn.Module, float | None]:
-        """The language model."""
-        return self.language.model, None
+        """The language model, and the FLOPs of the wide one if it is narrower."""
+        model = self.language.model
+        if not self.cfg.method.get("shrink"):
+            return model, None
+        with torch.device("meta"):
+            full = language_model(self.cfg).model
+        return model, float(self.flops(full, like[0]).total)
+
+    def check(self, prepared: Prepared) -> None:
+        """Refuse to save what transformers could not read."""
+        if self.cfg.save_model and not hasattr(prepared.model, "save_pretrained"):
+            raise UserError(
+                f"save_model=true: model={self.cfg.model.name} is none of transformers, which "
+                "would have to read it; its weights are in last.ckpt"
+            )
 
     def flops(
         self, model: nn.Module, shape: Shape, *, names: Iterable[str] | None = None

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from sparsebench.sparsity import probing
 from sparsebench.sparsity.method import Method
 from sparsebench.training.learner import Learner
 
@@ -28,7 +29,7 @@ class NextToken(Learner):
         """Wrap a model.
 
         Args:
-            model: a causal language model of transformers.
+            model: a causal language model, of transformers or our own.
             cfg: the whole config.
             method: the sparsity method.
         """
@@ -48,9 +49,11 @@ class NextToken(Learner):
 
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """What a model of transformers makes of tokens (batch, length): (batch, length, vocabulary)."""
-    found: Tensor = model(input_ids=ids, use_cache=False).logits
-    return found
+    """What a model of transformers makes of tokens (batch, length): (batch, length, vocabulary).
+
+    One of our own, or one whose output a method looks at in between, gives the tensor alone.
+    """
+    return probing.logits(model(input_ids=ids, use_cache=False))
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
