@@ -119,6 +119,23 @@ def test_soft_movement_keeps_a_floor():
     assert active(session) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("dials", "said"),
+    [
+        ({"structure": "nm_2_4"}, "structure=nm: scores that pass the threshold decide"),
+        ({"structure": "block"}, "structure=block: scores"),
+        ({"structure": "channel"}, "structure=channel: scores"),
+        ({"prune": "magnitude"}, r"method\.prune=magnitude: .*only movement will do"),
+        ({"drop": "magnitude", "grow": "random"}, r"method\.drop=magnitude: .*only None"),
+        ({"also": "magnitude"}, r"method\.also=magnitude"),
+        ({"scope": "global"}, r"method\.scope=global: .*each by itself"),
+    ],
+)
+def test_soft_movement_refuses_what_has_no_effect(dials, said):
+    with pytest.raises(UserError, match=said):
+        method("movement_soft", **dials)
+
+
 # --- DPF and DNW -------------------------------------------------------------------------------
 
 

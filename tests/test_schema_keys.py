@@ -83,6 +83,9 @@ IDLE = [
     ("method.grow_scope=global", "method=snfs"),
     ("method.ticket=reinit", "method=gmp"),
     ("method.rewind=weights", "method=small_dense"),
+    ("structure.name=block", "method=small_dense"),
+    ("distribution.name=uniform", "method=movement_soft"),
+    ("distribution.power=0.5", "method=str"),
 ]
 
 

@@ -103,6 +103,10 @@ def _starts_sparse(cfg: DictConfig) -> bool:
     return not _gradual(cfg) or cfg.method.initial_sparsity > 0 or cfg.method.initial == "dense"
 
 
+def _distributed(cfg: DictConfig) -> bool:
+    return cfg.method.engine not in ("str", "movement_soft") or cfg.method.initial_sparsity > 0
+
+
 def _trains(cfg: DictConfig) -> bool:
     return bool(cfg.task.name != "prune_llm")
 
@@ -209,6 +213,10 @@ _TABLES = (
 _METHOD = (
     Rule("method", (*_OF_SPARSE, "prune", "scope", "initial_sparsity", "momentum", *_DROPPING),
          lambda cfg: cfg.method.sparse and not cfg.method.shrink, "on a dense network"),
+    Rule("structure", ("name",), lambda cfg: not cfg.method.shrink,
+         "on a narrower dense network, which has no zeros"),
+    Rule("distribution", _all_but("distribution"), _distributed,
+         "where thresholds say how sparse each layer gets"),
     Rule("method", ("scope", "initial_sparsity", "sparsity_end"), _gradual,
          "without a method.sparsity_schedule"),
     Rule("method", ("prune",),

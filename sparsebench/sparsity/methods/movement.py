@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebench.errors import UserError
+from sparsebench.errors import UserError, bad_value
 from sparsebench.sparsity.composed import Composed
 from sparsebench.sparsity.method import TrainState
 from sparsebench.sparsity.methods.learned import Learned, schedule
@@ -133,6 +133,22 @@ class SoftMovement(Composed):
     """What passes the threshold stays."""
 
     Options = SoftOptions
+
+    def __init__(self, spec: MethodSpec, *args: Any) -> None:
+        """As :class:`Composed`; what would choose weights otherwise has no place here.
+
+        Raises:
+            UserError: a dial that would have no effect, or a pattern.
+        """
+        super().__init__(spec, *args)
+        why = "scores that pass the threshold decide which weights there are"
+        for dial, needed in {"prune": "movement", "drop": None, "also": None}.items():
+            if (value := getattr(spec, dial)) != needed:
+                raise bad_value(f"method.{dial}", value, f"{why}; only {needed} will do")
+        if spec.scope != "layer":
+            raise bad_value("method.scope", spec.scope, f"{why}, each by itself")
+        if self.pattern.name != "unstructured":
+            raise bad_value("structure", self.pattern.name, f"{why}, so zeros have no pattern")
 
     def after_backward(self, state: TrainState) -> bool:
         """Penalise the scores as much as the schedule says, and train them."""
