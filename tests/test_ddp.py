@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparsebench.library import method
+from sparsebench.sparsity import Session
+from sparsebench.sparsity.examples import Examples
 from sparsebench.training.sparsify import Sparsify
 
 METHODS = ("rigl", "set", "snfs", "gmp", "gmp_frozen", "dpf", "movement", "str")
@@ -32,7 +34,10 @@ class Net(LightningModule):
         self.net = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 4)).double()
 
     def training_step(self, batch, index):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def forward(self, x):
+        return self.net(x)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -62,13 +67,13 @@ def batches(rank: int, ranks: int) -> DataLoader:
     return DataLoader(TensorDataset(x[rank::ranks], y[rank::ranks]), batch_size=BATCH // ranks)
 
 
-def train(name: str, folder: Path, ranks: int, corrupt: bool = False) -> dict:
+def train(name: str, folder: Path, ranks: int, corrupt: bool = False, **dials) -> dict:
     """Train, and say what came of it."""
     rank = int(os.environ.get("RANK", 0))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     module = Net()
     torch.manual_seed(100 + rank)  # ranks need not agree; the first decides
-    sparsify = Sparsify(method(name, sparsity=0.8, every="2it"))
+    sparsify = Sparsify(method(name, sparsity=0.8, every="2it", **dials))
     notes = Notes(sparsify, corrupt)
     trainer = Trainer(
         accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto", logger=False,
@@ -88,6 +93,8 @@ def train(name: str, folder: Path, ranks: int, corrupt: bool = False) -> dict:
 def main(folder: Path) -> None:
     """One of the two processes."""
     results = {name: train(name, folder, 2) for name in METHODS}
+    results["snip"] = train("snip", folder, 2)
+    results["hebbian"] = train("rigl", folder, 2, grow="hebbian")
     results["corrupted"] = train("set", folder, 2, corrupt=True)
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(results))
 
@@ -116,6 +123,26 @@ def test_masks_of_two_ranks_are_those_of_one_process(name, ranks, tmp_path):
         for ours, theirs in zip(alone["weights"], rank[name]["weights"], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-12)
     assert ranks[0][name]["weights"] == ranks[1][name]["weights"]
+
+
+@pytest.mark.parametrize("name", ["snip", "hebbian"])
+def test_all_ranks_look_at_the_batches_of_the_first(name, ranks):
+    for rank in ranks:  # each has samples of its own, whose masks would differ
+        assert rank[name]["error"] is None
+        assert len(rank[name]["digests"]) == BATCHES * EPOCHS
+    assert ranks[0][name]["digests"] == ranks[1][name]["digests"]
+    if name == "hebbian":
+        assert len(set(ranks[0][name]["digests"])) > 3
+        return
+    found = []
+    for rank in (0, 1):
+        model = Net()
+        session = Session(
+            method("snip", sparsity=0.8), model, model.configure_optimizers(), total_steps=1,
+            examples=Examples(lambda seed, rank=rank: iter(batches(rank, 2))),
+        )  # fmt: skip
+        found.append(session.masks.digest())
+    assert ranks[0][name]["digests"][0] == found[0] != found[1]
 
 
 def test_a_corrupted_rank_stops_the_run(ranks):

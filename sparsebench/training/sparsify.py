@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -50,8 +50,9 @@ class Sparsify(Callback):
             seed: of all random choices; default is the seed torch was given.
             module: attribute of the LightningModule that holds the network, whose names of
                 parameters are then used; default is the LightningModule itself.
-            examples: training batches, for methods that look at some before training, such as
-                SNIP; default is the trainer's loader, with cross-entropy on (x, y).
+            examples: training batches, for methods that look at some before or beside training,
+                such as SNIP; they must be the same on all ranks. Default is the trainer's loader
+                with cross-entropy on (x, y), and on all ranks the batches of the first.
             total_steps: that the method's schedule goes over; default is all of training.
             steps_per_epoch: of an epoch, where epochs differ.
             memory: batches of what is replayed of earlier tasks.
@@ -89,7 +90,7 @@ class Sparsify(Callback):
             seed=trainer.strategy.broadcast(seed),  # all ranks draw the same
             selector=self.selector,
             resume=self._loaded,
-            examples=self.examples or Examples(lambda seed: iter(_loader(trainer))),
+            examples=self.examples or Examples(lambda seed: _batches(trainer)),
         )
         self.session.state.memory = self.memory
         self.session.state.accuracy = self.accuracy
@@ -172,8 +173,16 @@ class Sparsify(Callback):
         self._loaded = state_dict or None
 
 
-def _loader(trainer: Trainer) -> Any:
-    """The loader of training batches; a pass over it draws nothing that training would draw."""
-    assert trainer.train_dataloader is not None
-    with torch.random.fork_rng([]):
-        return list(itertools.islice(iter(trainer.train_dataloader), 64))
+def _batches(trainer: Trainer) -> Iterator[Any]:
+    """The first training batches of the first rank, on every rank.
+
+    Each rank's loader has samples of its own, and masks that were made of them would differ. The
+    ranks must all take equally many. A pass draws nothing that training would draw.
+    """
+    first: list[Any] = []
+    if trainer.is_global_zero:
+        assert trainer.train_dataloader is not None
+        with torch.random.fork_rng([]):
+            first = list(itertools.islice(iter(trainer.train_dataloader), 64))
+    for i in range(trainer.strategy.broadcast(len(first))):
+        yield trainer.strategy.broadcast(first[i] if first else None)
