@@ -209,6 +209,47 @@ def test_the_best_of_the_members_may_be_taken_instead():
     assert torch.equal(souping.method.point["1.running_var"], best["1.running_var"])
 
 
+@pytest.mark.parametrize(
+    ("members", "soup"),
+    [
+        ((3.0, 1.2, 0.7), 0.95),  # 1.2 is nearest to 1; with 0.7 nearer; with 3 at 1.63
+        ((2.0, 0.9, -0.5), 0.9),  # 0.9 is too good for the mean with 2, at 1.45
+        ((1.5, 1.25, 2.0), 1.25),  # all on one side: the best alone
+        ((1.0, 1.0, 1.0), 1.0),  # of equal loss, so all of them
+    ],
+)
+def test_a_greedy_soup_takes_in_what_does_not_harm(members, soup):
+    """One weight w with the loss (w - 1)^2; each member is one step away from w = 2."""
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[2.0, 0.01]])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    options = {"members": 3, "combine": "greedy", "batches": 2}
+    times = {"begin": "0it", "every": "1it", "end": "3it"}
+    batches = [torch.zeros(1)] * 2
+    examples = Examples(lambda seed: iter(batches), lambda net, _: (net.weight[0, 0] - 1) ** 2)
+    session = Session(
+        method("soup", sparsity=0.5, options=options, **times), model, optimizer, total_steps=3,
+        seed=0, examples=examples,
+    )  # fmt: skip
+    for value in members:
+        (model.weight[0, 0] * (2.0 - value)).backward()
+        session.after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        session.after_step()
+    assert model.weight.tolist() == [[pytest.approx(soup), 0.0]]
+
+
+@pytest.mark.parametrize("at", [4, 7, 11])
+def test_a_greedy_soup_resumes_bitwise(at):
+    options = {"combine": "greedy"}
+    whole = Souping(options=options).steps(TOTAL).saved()
+    half = Souping(options=options).steps(at).saved()
+    resumed = Souping(state=half, options=options).steps(TOTAL - at).saved()
+    for name, value in whole["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+
+
 @pytest.mark.parametrize("at", range(1, TOTAL))
 def test_resume_is_bitwise_inside_any_member(at):
     whole = Souping().steps(TOTAL).saved()
@@ -276,7 +317,10 @@ def test_a_run_ends_with_a_soup(tmp_path):
         ({"storage": "frozen"}, r"method\.storage=frozen: the members"),
         ({"sparsity_schedule": "cubic"}, r"method\.sparsity_schedule=cubic: the phases"),
         ({"options": {"members": 0}}, r"method\.options\.members=0: a whole number from 1"),
-        ({"options": {"combine": "worst"}}, r"method\.options\.combine=worst: one of mean, best"),
+        (
+            {"options": {"combine": "worst"}},
+            r"method\.options\.combine=worst: one of mean, greedy",
+        ),
         ({"data": False}, r"it looks at training data.*, and gets none"),
     ],
 )

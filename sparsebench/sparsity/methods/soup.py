@@ -15,9 +15,12 @@ code's retraining schedule LLR. ``members: 1`` is the paper's IMP, and with m ti
 the IMP of equal cost.
 
 ``combine: best`` keeps one member in place of the mean: that of the lowest mean loss on
-``batches`` training batches, since a method never sees validation data. The greedy soup of the code
-chooses by validation accuracy and is left out for that reason. Here counts are exact, and batch
-statistics are those of ``batches`` training batches (the code's, by default, of all of them).
+``batches`` training batches, since a method never sees validation data. ``combine: greedy`` is the
+greedy soup (Wortsman et al. 2022, arXiv 2203.05482, recipe 1; the code has it too): from the best
+member to the worst, each is taken in if the mean with it has no higher loss. Both papers choose by
+held-out accuracy, and this by loss on ``batches`` training batches, the same for all. Here counts
+are exact, and batch statistics are those of ``batches`` training batches (the code's, by default,
+of all of them).
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Options:
     """Of a soup, beside the dials."""
 
     members: int = field(default=3, metadata={"least": 1, "most": 1000})
-    combine: str = field(default="mean", metadata={"choices": ("mean", "best")})
+    combine: str = field(default="mean", metadata={"choices": ("mean", "greedy", "best")})
     batches: int = field(default=50, metadata={"least": 1, "most": 1_000_000})
 
 
@@ -114,6 +117,7 @@ class Soup(Composed):
             )
         self.point: dict[str, Tensor] = {}  # where the members of this phase begin
         self.pot: dict[str, Tensor] = {}  # sum of those that are done, or the best of them
+        self.members: list[dict[str, Tensor]] = []  # those that are done, of a greedy soup
         self.best_loss = float("inf")
 
     def window(self, total_steps: int, steps_per_epoch: int) -> Phases:
@@ -140,10 +144,10 @@ class Soup(Composed):
     def start(self, state: TrainState) -> None:
         """As :class:`Composed`; with ``begin: 0`` the first phase is here."""
         super().start(state)
-        self.point, self.pot, self.best_loss = {}, {}, float("inf")
+        self.point, self.pot, self.members, self.best_loss = {}, {}, [], float("inf")
         if self.sparsity == 0 or state.resuming:
             return
-        if self.options.combine == "best" or (self.options.members > 1 and _norms(state.model)):
+        if self.options.combine != "mean" or (self.options.members > 1 and _norms(state.model)):
             state.data.take(state, 1)  # where there are no data, that is said before training
         if self._phases.begin == 0:
             state.masks.apply(state.optimizers)
@@ -181,32 +185,51 @@ class Soup(Composed):
     def _add(self, state: TrainState) -> None:
         """Put a member into the pot."""
         now = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
-        if self.options.combine == "mean":
+        if self.options.combine == "greedy":
+            self.members.append(now)
+        elif self.options.combine == "mean":
             self.pot = {n: t + self.pot[n].to(t.device) if self.pot else t for n, t in now.items()}
-            return
-        loss = _mean_loss(state, self.options.batches)
-        if not self.pot or loss < self.best_loss:
-            self.pot, self.best_loss = now, loss
+        else:
+            loss = _mean_loss(state, state.data.take(state, self.options.batches))
+            if not self.pot or loss < self.best_loss:
+                self.pot, self.best_loss = now, loss
 
     def _serve(self, state: TrainState) -> None:
         """The soup takes the network's place."""
         members = self.options.members
-        if self.options.combine == "mean" and members > 1:
-            soup = {
-                n: t / members if t.is_floating_point() else t // members
-                for n, t in self.pot.items()
-            }
-            _load(state.model, soup)
+        if self.options.combine == "greedy":
+            self._choose(state)
+        elif self.options.combine == "mean" and members > 1:
+            _load(state.model, _shared(self.pot, members))
             refresh_norms(state, self.options.batches)
         else:
             _load(state.model, self.pot)
-        self.pot, self.best_loss = {}, float("inf")
+        self.pot, self.members, self.best_loss = {}, [], float("inf")
         state.masks.check()
+
+    def _choose(self, state: TrainState) -> None:
+        """From the best member on, take in each that does not make the mean worse."""
+        taken = state.data.take(state, self.options.batches)
+        losses = []
+        for member in self.members:
+            _load(state.model, member)
+            losses.append(_mean_loss(state, taken))
+        first, *others = sorted(range(len(losses)), key=losses.__getitem__)
+        soup, total, chosen = self.members[first], self.members[first], 1
+        least = losses[first]
+        for member in (self.members[i] for i in others):
+            more = {name: t + member[name].to(t.device) for name, t in total.items()}
+            _load(state.model, _shared(more, chosen + 1))
+            refresh_norms(state, self.options.batches)
+            if (loss := _mean_loss(state, taken)) <= least:
+                soup = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
+                total, chosen, least = more, chosen + 1, loss
+        _load(state.model, soup)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this phase began, and what is in the pot."""
         soup = {"point": dict(self.point), "pot": dict(self.pot), "best_loss": self.best_loss}
-        return {**super().state_dict(), "soup": soup}
+        return {**super().state_dict(), "soup": {**soup, "members": list(self.members)}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave (after :meth:`start`)."""
@@ -214,6 +237,7 @@ class Soup(Composed):
         soup = state["soup"]
         self.point = {n: t.clone() for n, t in soup["point"].items()}
         self.pot = {n: t.clone() for n, t in soup["pot"].items()}
+        self.members = [{n: t.clone() for n, t in m.items()} for m in soup["members"]]
         self.best_loss = float(soup["best_loss"])
 
 
@@ -222,16 +246,20 @@ def _load(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
         tensor.copy_(kept[name])
 
 
+def _shared(total: Mapping[str, Tensor], members: int) -> dict[str, Tensor]:
+    """The mean, from the sum of some members."""
+    return {n: t / members if t.is_floating_point() else t // members for n, t in total.items()}
+
+
 def _norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def _mean_loss(state: TrainState, batches: int) -> float:
+def _mean_loss(state: TrainState, taken: list[Any]) -> float:
     """Mean loss of the network, as evaluated, on training batches."""
-    taken = state.data.take(state, batches)
     with undisturbed(state.model), torch.no_grad():
         state.model.eval()
-        return sum(float(state.data.loss(state.model, batch)) for batch in taken) / batches
+        return sum(float(state.data.loss(state.model, batch)) for batch in taken) / len(taken)
 
 
 @torch.no_grad()
