@@ -55,7 +55,7 @@ run = prune_llm.run
 def measured(cfg, folder, prepared):
     import gc
     held = [p for p in prepared.language.model.parameters() if not p.is_meta]
-    sum(float(p.sum()) for p in held)  # so that mapped files are in memory
+    sum(float(p.detach().sum()) for p in held)  # so that mapped files are in memory
     gc.collect()
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
     before = status("VmRSS")
