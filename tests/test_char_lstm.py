@@ -9,6 +9,7 @@ from torch import nn
 from sparsebench.config.compose import compose
 from sparsebench.config.identity import run_folder
 from sparsebench.errors import UserError
+from sparsebench.llm.building import language_model
 from sparsebench.llm.recurrent import SHAKESPEARE, Characters, char_lstm
 from sparsebench.run import run
 from sparsebench.sparsity.flops import layer_flops
@@ -199,3 +200,8 @@ def test_what_can_not_work_is_refused_before_anything_is_written(words, tmp_path
     with pytest.raises(UserError, match=said):
         run(compose([*words, *more]))
     assert not (tmp_path / "runs").exists()
+
+
+def test_it_is_none_of_the_models_that_are_pruned_after_training():
+    with pytest.raises(UserError, match="model=char_lstm: task=prune_llm prunes models of"):
+        language_model(compose(["task=prune_llm", "model=char_lstm", "method=magnitude"]))

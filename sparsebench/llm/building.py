@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from sparsebench.config.importing import resolve
 from sparsebench.errors import UserError, bad_value
 from sparsebench.llm.models import LanguageModel
+from sparsebench.llm.recurrent import CharLSTM
 from sparsebench.tasks.build import container, own_code
 
 
@@ -53,6 +54,11 @@ def language_model(cfg: DictConfig, width: float | None = None) -> LanguageModel
         raise bad_value("model.weights", cfg.model.weights, allowed)
     with own_code("model._target_", target):
         language: LanguageModel = builder(path=cfg.model.path, seed=cfg.seed, **given)
+    if cfg.task.name == "prune_llm" and isinstance(language.model, CharLSTM):
+        raise UserError(
+            f"model={cfg.model.name}: task=prune_llm prunes models of transformers; "
+            "task=train_llm trains this one, under any method"
+        )
     return language
 
 
