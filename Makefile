@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-done
 TESTS ?= tests
 # tables of one paper's claims each, a target each
-PAPERS := g2gnet dsl dynst ten_lessons sparse_ift ftwt soups bdwp group_channels pgf gmp ap \
+PAPERS := g2gnet dsl dynst ten_lessons sparse_ift ftwt soups bdwp group_channels pgf gmp gmp_lstm ap \
   quickselection random_search dynamics tiny_transformer
 
 # of a table: SCALE=quick|paper SEEDS=5 LAUNCHER=slurm WHERE='method in [set, rigl]' PLAN=true

@@ -28,6 +28,7 @@ PAPERS = (
     ("random_pruning", "The unreasonable effectiveness of random pruning", "2202.02643"),
     ("pgf", "Progressive gradient flow for N:M sparsity", "2402.04744"),
     ("gmp", "To prune, or not to prune (GMP)", "1710.01878"),
+    ("gmp_lstm", "To prune, or not to prune (GMP), a character LSTM", "1710.01878"),
     ("ap", "Activating while pruning (AP)", "2212.06145"),
     ("quickselection", "Quick and robust feature selection (QuickSelection)", "2012.00560"),
     ("random_search", "Random search as a baseline for sparse architectures", "2403.08265"),

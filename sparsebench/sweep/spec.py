@@ -129,7 +129,8 @@ class Claim:
 
     It is about the sum of all terms, D, in the unit the table shows: ``above``: D > by;
     ``below``: D < -by; ``as_good``: D > -by, and by is the margin that counts as no loss;
-    ``same``: -by < D < by.
+    ``same``: -by < D < by. What the metric holds for better plays no part: that a loss is lower
+    is ``below``, and for ``as_good`` the other's comes first.
 
     Attributes:
         id: a word.
