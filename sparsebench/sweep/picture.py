@@ -163,8 +163,12 @@ def _dots(axes: Axes, results: Results, metric: Metric) -> None:
 
 
 def _scatter(axes: Axes, results: Results, metric: Metric, against: Metric) -> None:
-    """One point a cell: the colour says the row, the marker the column."""
+    """One point a cell: the colour says the row, the marker the column.
+
+    Rows that no column changes are grey, a marker each.
+    """
     grid = results.grid
+    greys = [i for i in range(len(grid.rows)) if results.flat(i)]
     for i, row in enumerate(grid.rows):
         for j in range(len(grid.columns)):
             entry = results.entries.get((i, j))
@@ -172,7 +176,7 @@ def _scatter(axes: Axes, results: Results, metric: Metric, against: Metric) -> N
             x = entry.estimate(against) if entry else None
             if y is None or x is None:
                 continue
-            flat = results.flat(i)
+            flat = i in greys
             if flat and (i, j) != min(place for place in results.entries if place[0] == i):
                 continue
             axes.errorbar(
@@ -180,7 +184,7 @@ def _scatter(axes: Axes, results: Results, metric: Metric, against: Metric) -> N
                 y.mean,
                 yerr=y.half if y.half is not None else math.nan,
                 color="#555555" if flat else COLOURS[i % len(COLOURS)],
-                marker=MARKERS[j % len(MARKERS)],
+                marker=MARKERS[(greys.index(i) if flat else j) % len(MARKERS)],
                 markerfacecolor="white" if i >= len(COLOURS) else None,
                 linestyle="none",
                 markersize=6,
