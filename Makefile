@@ -72,6 +72,7 @@ llm: llm-setup  ## pruning, compressing and recovering a language model
 	$(call table,llm_calibration)
 	$(call table,llm_compress)
 	$(call table,llm_recovery)
+	$(if $(filter paper,$(SCALE)),,$(BIN)/sparsebench -m +table=llm_recovery table.scale=smollm2)
 
 imagenet: $(SETUP)  ## ResNet-50 on ImageNet: GPU-months, PLAN=true says how many
 	$(call table,imagenet)
