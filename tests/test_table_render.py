@@ -288,6 +288,22 @@ def test_picture_has_a_line_a_method_and_a_band_for_dense(results, tmp_path):
     assert axes.lines[0].get_ydata()[0] == pytest.approx(98.0)
 
 
+@pytest.mark.parametrize(("least", "scale"), [(0.0097, "log"), (0.0099, "linear"), (0.0, "linear")])
+def test_means_that_differ_a_hundredfold_are_drawn_by_logarithm(least, scale, tmp_path):
+    figures = {"set": {0.5: [(0.98, 1)] * 3, 0.9: [(least, 1)] * 3}}
+    (axes,) = draw(build(tmp_path, figures)).axes
+    assert axes.get_yscale() == scale
+
+
+def test_two_dense_rows_among_points_have_a_marker_each(tmp_path):
+    both = {0.5: [(0.9, 9)] * 3, 0.9: [None] * 3}
+    figures = {"dense": both, "joint": both, "set": {0.5: [(0.8, 5)] * 3, 0.9: [(0.7, 1)] * 3}}
+    spec = replace(SPEC, picture=Picture("nonzeros", "test/accuracy", "method"))
+    (axes,) = draw(build(tmp_path, figures, spec, flat=("dense", "joint"))).axes
+    marks = {c.get_label(): c.lines[0].get_marker() for c in axes.containers}
+    assert marks == {"dense": "o", "joint": "s", "set, 0.5": "o", "set, 0.9": "s"}
+
+
 def test_picture_of_one_column_is_points(tmp_path):
     figures = {m: {0.5: FIGURES[m][0.5]} for m in ("set", "rigl")}
     results = build(tmp_path, figures)

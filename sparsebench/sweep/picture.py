@@ -22,6 +22,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 #: Of a scatter with more rows than this nobody can tell the points apart: each gets a line.
 ROWS = 20
+#: Means that differ by more than this factor are drawn on a logarithmic axis.
+DECADES = 100.0
 #: Labels of columns that are longer than this together stand aslant.
 CHARACTERS = 60
 
@@ -67,6 +69,9 @@ def _lines(axes: Axes, results: Results, metric: Metric) -> None:
     ordered = all(isinstance(column.value, int | float) for column in grid.columns)
     axes.set_xlabel(label)
     axes.set_ylabel(_measured(results, metric))
+    means = [e.mean for entry in results.entries.values() if (e := entry.estimate(metric))]
+    if min(means) > 0 and max(means) > DECADES * min(means):
+        axes.set_yscale("log")
     step = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
     moving = [i for i in range(len(grid.rows)) if not results.flat(i)]
     for i, row in enumerate(grid.rows):
