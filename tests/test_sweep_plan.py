@@ -46,6 +46,7 @@ GRIDS = [
     ["epochs=30,40", "batch_size=64,128", "trainer.threads=1,2"],
     ["+model.args.width=1,2", "model.hidden=[10],[20,20]"],
     ["schedule.warmup=1ep,20it", "schedule=linear,cosine", "method.every=5it,7it"],
+    ["task=prune_llm", "method=svd,cospadi", "method.compression=0.2,0.3", "eval.dense=false"],
 ]
 
 

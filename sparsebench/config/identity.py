@@ -33,7 +33,7 @@ def identities(cfg: DictConfig, seeds: Sequence[int]) -> list[str]:
         cfg: the config; nothing but its own key may depend on the seed.
         seeds: in place of the config's.
     """
-    return names(stem(cfg), _sparsity(cfg), significant(cfg), seeds)
+    return names(stem(cfg), shown(cfg)[1], significant(cfg), seeds)
 
 
 def stem(cfg: DictConfig) -> str:
@@ -44,9 +44,9 @@ def stem(cfg: DictConfig) -> str:
     return "-".join(map(_word, parts))
 
 
-def names(stem: str, sparsity: float, values: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+def names(stem: str, number: float, values: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
     """Names by seed of the runs with some significant values."""
-    label = f"{stem}-{_word(f'{sparsity:g}')}"
+    label = f"{stem}-{_word(f'{number:g}')}"
     others = {key: value for key, value in values.items() if key != "seed"}
     default, found = Config().seed, []
     for seed in seeds:
@@ -99,11 +99,11 @@ def significance(cfg: DictConfig) -> Callable[[str, Any], bool]:
     return matters
 
 
-def _sparsity(cfg: DictConfig) -> float:
-    """The number in a run's name: zeros, or what products save."""
+def shown(cfg: DictConfig) -> tuple[str, float]:
+    """The number in a run's name with its key: zeros, or what products save; dense has no key."""
     if OmegaConf.get_type(cfg, "method") is FactorSpec:
-        return float(cfg.method.compression)
-    return float(cfg.sparsity) if cfg.method.get("sparse", True) else 0.0
+        return "method.compression", float(cfg.method.compression)
+    return ("sparsity", float(cfg.sparsity)) if cfg.method.get("sparse", True) else ("", 0.0)
 
 
 def _defaults(kind: type) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from sparsebench.config.check import check
-from sparsebench.config.identity import names, significance, significant, stem
+from sparsebench.config.identity import names, shown, significance, significant, stem
 
 #: Keys by which more of a run changes than its name.
 OTHERS = ("epochs", "runs", "force", "seed", "data.train_size", "data.subset", "method.sparse")
@@ -37,8 +37,7 @@ class Family:
         self._values = significant(cfg)
         self._matters = significance(cfg)
         self._stem = stem(cfg)
-        self._sparse = bool(cfg.method.get("sparse", True))
-        self._sparsity = float(cfg.sparsity) if self._sparse else 0.0
+        self._shown, self._number = shown(cfg)
         self._read = _referred(OmegaConf.to_container(cfg, resolve=False))
         self._converted: dict[str, Any] = {}
 
@@ -49,7 +48,7 @@ class Family:
             UserError: a value is not allowed.
         """
         values = dict(self._values)
-        sparsity = self._sparsity
+        number = self._number
         for key, override in overrides.items():
             line = override.input_line or ""
             if line == self._lines.get(key):
@@ -62,9 +61,9 @@ class Family:
             values.pop(key, None)
             if self._matters(key, value):
                 values[key] = value
-            if key == "sparsity" and self._sparse:
-                sparsity = value
-        return names(self._stem, sparsity, values, seeds)
+            if key == self._shown:
+                number = value
+        return names(self._stem, number, values, seeds)
 
     def _plain(self, key: str, override: Override) -> bool:
         """Whether nothing of the config but this key changes with it."""
