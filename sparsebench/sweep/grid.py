@@ -292,7 +292,7 @@ def _lines(axis: Axis) -> list[Line]:
 
 def _line(key: str, choice: Choice) -> Line:
     own = [f"{key}={_written(choice.value)}"] if key else []
-    label = choice.label or str(choice.value)
+    label = choice.label or (str(choice.value) if key or choice.value is not None else "")
     only = None if choice.only is None else tuple(choice.only)
     return Line(label, choice.value, (*own, *choice.overrides), only)
 
