@@ -127,7 +127,7 @@ def _train(cfg: DictConfig, folder: Path, task: Any, prepared: Any) -> dict[str,
         "environment": describe(folder),
     }
     if method := getattr(prepared, "method", None):
-        record["kind"] = asdict(kind_of(method))
+        record["kind"] = asdict(kind_of(method)) | getattr(prepared, "kind", {})
     try:
         outcome = task.run(cfg, folder, prepared)
         _remove(folder, *CHECKPOINTS[1:])

@@ -70,6 +70,14 @@ def test_a_technique_recovers_and_leaves_exactly_two_of_four(words, text, name):
     assert metrics["recovery/steps"] == STEPS
     assert metrics["flops/recovery"] > 0
     assert metrics["nonzeros"] == metrics["weights"] // 2
+    still = name in ("finetune", "lora")
+    assert result["kind"] == {
+        "when": "after",
+        "start": "dense" if still else "dense weights kept",
+        "masks": "static" if still else "dynamic",
+        "pattern": "2:4",
+        "dense_gradient": "never" if still else "each step",
+    }
     assert (metrics["recovery/flips"] > 0) == (name not in ("finetune", "lora"))
     assert (metrics["recovery/moved"] > 0) == (metrics["recovery/flips"] > 0)
     state = load_file(folder / "model" / "model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 
 from torch import Tensor
@@ -46,38 +47,44 @@ class Kept:
         write_json(self.folder / "sparsities.json", sparsities)
 
     def read(self, number: int) -> Done | None:
-        """What became of a block, if it is finished."""
+        """What became of a block, if it is finished; masks and the rest stay mapped from files."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self.folder / f"{number:04d}.safetensors"
-        said = read_json(path.with_suffix(".json"))
-        if said is None or not path.exists():
-            return None
-        try:
-            flat = load_file(path)
-        except SafetensorError:  # damaged: done again
+        said = read_json(self._path(number, "json"))
+        if said is None:
             return None
         tensors: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in flat.items():
-            kind, _, name = key.partition("/")
-            tensors.setdefault(name, {})[kind] = tensor
+        for part in said["parts"]:
+            try:
+                flat = load_file(self._path(number, part))
+            except (OSError, SafetensorError):  # lost or damaged: done again
+                return None
+            for key, tensor in flat.items():
+                kind, _, name = key.partition("/")
+                tensors.setdefault(name, {})[kind] = tensor
         return Done(tensors, said["spent"], said["errors"])
 
     def write(self, number: int, done: Done) -> None:
         """Keep what restores the layers settled with a block.
+
+        Masks have a file of their own: who holds them until the end must not have the weights
+        beside them mapped too.
 
         Raises:
             UserError: the disk is full.
         """
         from safetensors.torch import save
 
-        flat = {
-            f"{kind}/{name}": tensor.cpu().contiguous()
-            for name, kept in done.tensors.items()
-            for kind, tensor in kept.items()
-        }
-        path = self.folder / f"{number:04d}.safetensors"
-        content = save(flat)
-        write_atomically(path, lambda file: file.write(content))
-        write_json(path.with_suffix(".json"), {"spent": done.spent, "errors": done.errors})
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, kept in done.tensors.items():
+            for kind, tensor in kept.items():
+                part = f"{'masks.' if kind == 'mask' else ''}safetensors"
+                parts.setdefault(part, {})[f"{kind}/{name}"] = tensor.cpu().contiguous()
+        for part, flat in parts.items():
+            write_atomically(self._path(number, part), methodcaller("write", save(flat)))
+        said = {"spent": done.spent, "errors": done.errors, "parts": list(parts)}
+        write_json(self._path(number, "json"), said)
+
+    def _path(self, number: int, part: str) -> Path:
+        return self.folder / f"{number:04d}.{part}"

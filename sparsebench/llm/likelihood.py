@@ -75,12 +75,15 @@ def _losses(model: nn.Module, probe: Tensor) -> Callable[[Tensor], Tensor]:
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     device = device_of(model)
     probe = probe.unsqueeze(0).to(device)
-    whole = model(input_ids=probe, use_cache=False).logits
     plain = False
     if inner is not None and inner is not model and head is not None:
-        hidden = inner(input_ids=probe, use_cache=False)[0]
-        if hidden.shape[-1] == head.weight.shape[-1]:
-            plain = bool(torch.allclose(head(hidden), whole, rtol=1e-3, atol=1e-3, equal_nan=True))
+        seen: list[Tensor] = []
+        hook = inner.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+        whole = model(input_ids=probe, use_cache=False).logits
+        hook.remove()
+        if seen and seen[0].shape[-1] == head.weight.shape[-1]:
+            found = head(seen[0])
+            plain = bool(torch.allclose(found, whole, rtol=1e-3, atol=1e-3, equal_nan=True))
 
     def of(sequence: Tensor) -> Tensor:
         segment = sequence.unsqueeze(0).to(device)

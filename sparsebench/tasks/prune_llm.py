@@ -60,6 +60,22 @@ class Prepared:
     notes: list[str]
     seconds: float
 
+    @property
+    def kind(self) -> dict[str, str]:
+        """Of the kind of sparsity, what pattern and recovery make other than the method alone."""
+        kind = {}
+        if self.nm:
+            kind["pattern"] = ":".join(map(str, self.nm))
+        if self.units:
+            kind["pattern"] = "heads and channels"
+        if self.recovery and self.recovery.spec.chooses:
+            kind |= {
+                "start": "dense weights kept",
+                "masks": "dynamic",
+                "dense_gradient": "each step",
+            }
+        return kind
+
 
 def prepare(cfg: DictConfig) -> Prepared:
     """Load model and text, and refuse what can't work.
