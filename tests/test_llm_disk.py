@@ -252,13 +252,6 @@ def test_what_needs_all_blocks_at_once_is_refused(saved, tmp_path, words, more):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_conv1d_is_not_recovered(saved, tmp_path, words):
-    more = [f"model.path={saved / 'GPT2'}", "recovery=finetune", f"runs={tmp_path / 'runs'}"]
-    with pytest.raises(UserError, match=r"c_attn\.weight' is a Conv1D as in GPT-2"):
-        prune(words, *more)
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("more", [(), DISK, ("calibration.activations=disk",)])
 def test_a_full_disk_is_one_line_and_no_half_written_model(saved, tmp_path, words, more, capsys):
     room = 20_000  # bytes a file may have: less than the model's or a sequence's activations

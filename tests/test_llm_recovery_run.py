@@ -9,6 +9,8 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs the extra llm")
 
 from safetensors.torch import load_file  # noqa: E402 - after the skip
+from test_llm_disk import Letters  # noqa: E402
+from test_llm_layers import tiny  # noqa: E402
 
 from sparsebench.config.compose import compose  # noqa: E402
 from sparsebench.config.identity import run_folder  # noqa: E402
@@ -18,6 +20,7 @@ from sparsebench.llm.evaluate import Evaluation  # noqa: E402
 from sparsebench.llm.models import tiny_llama  # noqa: E402
 from sparsebench.llm.perplexity import perplexity  # noqa: E402
 from sparsebench.run import run  # noqa: E402
+from sparsebench.sparsity.masks import unpack  # noqa: E402
 from sparsebench.training.learner import Learner  # noqa: E402
 
 ALL = [name for name in config_files("recovery") if name != "none"]
@@ -46,6 +49,17 @@ def words(text, tmp_path):
         "recovery.split=train", "recovery.batch=4", "recovery.length=32",
         f"recovery.tokens={STEPS * 4 * 32}", "optimizer.lr=0.003", "trainer.accelerator=cpu",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gpt2(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpt2")
+    tiny("GPT2").save_pretrained(folder)
+    Letters.save(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    joined = (text / "test.txt").read_text().replace("\n", "\n\n")
+    (folder / "ids.json").write_text(json.dumps(tokenizer(joined)["input_ids"]))
+    return folder
 
 
 def prune(words, *more):
@@ -212,6 +226,39 @@ def test_a_run_killed_after_its_training_only_measures(words, tmp_path, monkeypa
         again = prune(words, *more)[0]
     assert figures(again) == figures(whole)
     assert again["layers"] == whole["layers"]
+
+
+@pytest.mark.parametrize(
+    "more", [["finetune"], ["ast", "recovery.slorb=16"], ["cast"], ["lora"]], ids=lambda m: m[0]
+)
+def test_a_gpt2_whose_weights_lie_transposed_is_recovered(gpt2, words, text, more):
+    words = [word for word in words if not word.startswith(("model", "+model"))]
+    words += ["model=hf_lm", f"model.path={gpt2}", "save_model=true"]
+    more = [f"recovery={more[0]}", *more[1:]]
+    if more[0] == "recovery=lora":
+        with pytest.raises(UserError, match=r"recovery\.targets.*c_attn"):
+            run(compose([*words, *more]))
+        more += ["recovery.targets=['*.c_attn']"]
+    result, folder = prune(words, *more, "save_masks=true")
+    metrics = result["metrics"]
+    before, after = (metrics[f"perplexity{what}/{text}@32"] for what in ("_pruned", ""))
+    assert after < 0.98 * before
+    assert metrics["nonzeros"] == metrics["weights"] // 2
+    state = load_file(folder / "model" / "model.safetensors")
+    masks = load_file(folder / "masks.safetensors")
+    assert len(result["layers"]) == 3 * 4
+    for name in result["layers"]:
+        stored = state.get(name, state.get(name.removeprefix("transformer.")))
+        assert (stored.t().reshape(-1, 4) != 0).sum(1).unique().tolist() == [2]
+        assert torch.equal(unpack(masks[name], stored.shape), stored != 0)
+    adapter = folder / "model" / "adapter"
+    assert adapter.exists() == (len(more) > 1)
+    if more[0] == "recovery=lora":
+        assert json.loads((adapter / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    if not adapter.exists():  # what is left is the whole model
+        ids = json.loads((gpt2 / "ids.json").read_text())
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+        assert perplexity(model, torch.tensor(ids), 32, 6).value == after
 
 
 # --- refusals ---------------------------------------------------------------------------------

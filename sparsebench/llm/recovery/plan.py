@@ -113,11 +113,6 @@ def _check_parts(cfg: DictConfig, spec: RecoverySpec) -> None:
 def _check_layers(spec: RecoverySpec, blocks: list[Block]) -> None:
     linears = [linear for block in blocks for linear in block.linears]
     for linear in linears:
-        if linear.transposed:
-            raise UserError(
-                f"recovery={spec.name}: '{linear.name}' is a Conv1D as in GPT-2, whose weights lie "
-                "transposed; layers must be nn.Linear"
-            )
         width = linear.weight.shape[1]
         if spec.slorb and width % spec.slorb:
             allowed = f"'{linear.name}' has {width} inputs, which must divide by it"

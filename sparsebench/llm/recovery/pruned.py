@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sparsebench.llm.activations import Activations
 from sparsebench.llm.choose import Pattern
-from sparsebench.llm.layers import Block
+from sparsebench.llm.layers import Block, find_blocks
 from sparsebench.llm.models import LanguageModel
 from sparsebench.llm.pipeline import Outcome
+from sparsebench.llm.recovery.turned import Turned
 from sparsebench.llm.spec import PrunerSpec
 from sparsebench.sparsity.masks import Masks, pack, unpack
 
@@ -28,6 +29,7 @@ class Pruned:
         samples: calibration sequences.
         teacher: the unpruned model; None where nothing of it is looked at.
         layers: linear layers of the blocks, by the names of their weights.
+        turned: those whose weight lies transposed in the model, and has nn.Linear in its place.
     """
 
     language: LanguageModel
@@ -38,22 +40,32 @@ class Pruned:
     samples: Sequence[Tensor]
     teacher: nn.Module | None
     layers: dict[str, nn.Linear] = field(default_factory=dict)
+    turned: dict[str, Turned] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the layers."""
         for linear in (linear for block in self.blocks for linear in block.linears):
-            assert isinstance(linear.module, nn.Linear)  # the plan has refused others
+            if linear.transposed:
+                self.turned[linear.name] = Turned.of(self.language.model, linear)
+        if self.turned:
+            self.blocks = find_blocks(self.language.model)
+        for linear in (linear for block in self.blocks for linear in block.linears):
+            assert isinstance(linear.module, nn.Linear)
             self.layers[linear.name] = linear.module
 
     def mask(self, name: str) -> Tensor:
-        """Bool mask of a weight."""
+        """Bool mask of a weight (R, C)."""
         weight = self.layers[name].weight
-        return unpack(self.outcome.masks[name].to(weight.device), weight.shape)
+        bits = self.outcome.masks[name].to(weight.device)
+        if name in self.turned:
+            return unpack(bits, weight.shape[::-1]).t().contiguous()
+        return unpack(bits, weight.shape)
 
     def dense(self, name: str) -> Tensor:
-        """A weight before it was pruned."""
+        """A weight before it was pruned (R, C)."""
         assert self.teacher is not None
-        return self.teacher.get_parameter(name).detach()
+        weight = self.teacher.get_parameter(name).detach()
+        return weight.t() if name in self.turned else weight
 
     @torch.no_grad()
     def take_latent(self) -> None:
@@ -102,7 +114,8 @@ class Pruned:
             before = now = self.mask(name)
             if masks is not None:
                 now = masks[name]
-                self.outcome.masks[name] = pack(now).cpu()
+                stored = now.t().contiguous() if name in self.turned else now
+                self.outcome.masks[name] = pack(stored).cpu()
             moved += int((before != now).sum())
             largest = max(largest, float(layer.weight.masked_fill(now, 0.0).abs().max()))
             layer.weight.masked_fill_(~now, 0.0)

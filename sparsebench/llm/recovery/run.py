@@ -21,6 +21,7 @@ from sparsebench.llm.recovery.plan import Plan, targeted
 from sparsebench.llm.recovery.pruned import Pruned
 from sparsebench.llm.recovery.spec import RecoverySpec
 from sparsebench.sparsity.flops import LayerFlops, layer_flops
+from sparsebench.sparsity.masks import pack
 from sparsebench.sparsity.spec import SelectorSpec
 from sparsebench.sparsity.time import Duration
 from sparsebench.training.checkpoint import Checkpoint, find_checkpoint
@@ -52,7 +53,8 @@ def recover(cfg: DictConfig, folder: Path, plan: Plan, pruned: Pruned) -> Recove
         pruned.take_latent()
     _freeze(spec, model, pruned.layers)
     decay = pull(cfg, spec, model, pruned) if spec.decay is None else spec.decay
-    method = Recovery(spec, pruned.outcome.masks, choose, decay)
+    masks = {name: pack(pruned.mask(name)) for name in pruned.layers}
+    method = Recovery(spec, masks, choose, decay)
     learner = Recoverer(model, cfg, spec, pruned.teacher if spec.distill else None)
     begin = time.perf_counter()
     sparsify = _sparsify(method, pruned) if spec.rank is None else None
@@ -83,7 +85,11 @@ def recover(cfg: DictConfig, folder: Path, plan: Plan, pruned: Pruned) -> Recove
     }
     notes = [*plan.notes, *_said(spec, added if apart else 0)]
     layers = {_layer(name): layer for name, layer in pruned.layers.items()}
-    return Recovered(metrics | settled, notes, apart, layers)
+    turned = list(pruned.turned.values())
+    if not apart:  # measured as it will be loaded
+        while turned:
+            turned.pop().back()
+    return Recovered(metrics | settled, notes, apart, layers, turned)
 
 
 def _layer(weight: str) -> str:
