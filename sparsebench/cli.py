@@ -83,6 +83,7 @@ def _hydra(argv: list[str]) -> int:
     from sparsebench.config.paths import config_folder
     from sparsebench.config.refusal import refusal
     from sparsebench.config.schema import register
+    from sparsebench.config.words import spelled
     from sparsebench.sweep import sweeper
 
     _check_flags(argv)
@@ -108,7 +109,7 @@ def _hydra(argv: list[str]) -> int:
         return value
 
     before = sys.argv
-    sys.argv = [before[0], *map(_about_table, argv)]
+    sys.argv = [before[0], *(_about_table(spelled(word)) for word in argv)]
     try:
         job()
     except UserError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparsebench.config.paths import config_files, config_folder, methods
+from sparsebench.config.words import option
 from sparsebench.errors import bad_value
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _structure(given: str | Mapping[str, Any] | None) -> Any:
     from sparsebench.sparsity.spec import StructureSpec
 
     if isinstance(given, str):  # a name of configs/structure, with its numbers
-        names = config_files("structure")
+        given, names = option(given), config_files("structure")
         if given not in names:
             raise bad_value("structure", given, f"one of {', '.join(names)}", names)
         said = yaml.safe_load((config_folder() / "structure" / f"{given}.yaml").read_text())

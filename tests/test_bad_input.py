@@ -132,7 +132,7 @@ QUICK = [
     case("sparsity=0.8,0.9", "sparsity=0.8,0.9: several values make a sweep, which needs -m"),
     case("seed=range(0,3)", "seed=range(0,3): several values make a sweep, which needs -m"),
     # B4
-    case("structure=2_4", "structure=2_4: ", "N:M is written structure=nm_2_4"),
+    case("structure=3_7", "structure=3_7: ", "N:M is written structure=2_4"),
     case("structure=[2,4]", "structure=[2,4]: the name of one option is needed"),
     case("structure.n=2", "structure.n=2: has no effect without an N:M structure"),
     # B5

@@ -56,7 +56,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def words(saved, tmp_path):
     return [
-        "task=prune_llm", "model=hf_lm", "quiet=true", "method=wanda", "sparsity=0.5",
+        "task=prune_llm", "model=hf", "quiet=true", "method=wanda", "sparsity=0.5",
         f"calibration.dataset={saved / 'words'}", "calibration.samples=6", "calibration.length=24",
         f"eval.dataset={saved / 'words'}", "eval.lengths=[32]", "eval.max_segments=7",
         "trainer.accelerator=cpu", "save_model=true",

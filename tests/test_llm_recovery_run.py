@@ -233,7 +233,7 @@ def test_a_run_killed_after_its_training_only_measures(words, tmp_path, monkeypa
 )
 def test_a_gpt2_whose_weights_lie_transposed_is_recovered(gpt2, words, text, more):
     words = [word for word in words if not word.startswith(("model", "+model"))]
-    words += ["model=hf_lm", f"model.path={gpt2}", "save_model=true"]
+    words += ["model=hf", f"model.path={gpt2}", "save_model=true"]
     more = [f"recovery={more[0]}", *more[1:]]
     if more[0] == "recovery=lora":
         with pytest.raises(UserError, match=r"recovery\.targets.*c_attn"):

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsebench.config.check import check
 from sparsebench.config.compose import compose
+from sparsebench.config.words import spelled
 from sparsebench.errors import UserError
 from sparsebench.library import method
 from sparsebench.sparsity import Session
@@ -267,8 +268,8 @@ def test_convolutions_have_groups_of_input_channels():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["structure=2:4"], "structure=2:4: N:M is written structure=nm_2_4, or"),
-        (["structure=2_4"], "structure=2_4: N:M is written structure=nm_2_4, or"),
+        (["structure=3:7"], "structure=3:7: N:M is written structure=2_4, or"),
+        (["structure=3_7"], "structure=3_7: N:M is written structure=2_4, or"),
         (["structure=nm_3_7"], "structure=nm_3_7: N:M is written"),
         (["structure=nm"], "structure.n=None structure.m=None: both are needed"),
         (["structure=nm", "structure.n=5", "structure.m=4"], "N must be from 1 to M"),
@@ -286,6 +287,16 @@ def test_convolutions_have_groups_of_input_channels():
 def test_what_makes_no_sense_is_refused_in_one_line(words, said):
     with pytest.raises(UserError, match=said):
         check(compose([*words, "data=cifar10"]))
+
+
+@pytest.mark.parametrize("word", ["2:4", "2_4", "'2:4'", '"2_4"', "nm_2_4"])
+def test_a_pattern_is_meant_however_it_is_written(word):
+    assert compose([f"structure={word}"]).structure == compose(["structure=nm_2_4"]).structure
+    assert spelled(f"structure={word},4:8,unstructured") == "structure=nm_2_4,nm_4_8,unstructured"
+
+
+def test_the_library_knows_a_pattern_by_its_numbers():
+    assert method("rigl", structure="1:8").sparsity == method("rigl", structure="nm_1_8").sparsity
 
 
 def test_sparsity_follows_from_the_pattern():

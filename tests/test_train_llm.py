@@ -130,7 +130,7 @@ def test_a_trained_model_is_pruned_from_its_folder(words, text, tmp_path):
     dense, folder = train(words, "method=dense", "save_model=true")
     pruned = run(
         compose([
-            "task=prune_llm", "model=hf_lm", f"model.path={folder / 'model'}", "method=magnitude",
+            "task=prune_llm", "model=hf", f"model.path={folder / 'model'}", "method=magnitude",
             "structure=nm_2_4", f"eval.dataset={text}", "eval.lengths=[32]", "quiet=true",
             f"runs={tmp_path / 'pruned'}", "trainer.accelerator=cpu",
         ])

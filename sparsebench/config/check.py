@@ -98,7 +98,7 @@ def _check_family(cfg: DictConfig) -> None:
     of_llm = str(cfg.model["_target_"]).startswith("sparsebench.llm.")
     takes = cfg.task.name in ("prune_llm", "train_llm")
     if takes and str(cfg.model["_target_"]).startswith("sparsebench.") and not of_llm:
-        some = "model=smollm2_135m or model=hf_lm model.path=FOLDER" if prunes else "model=char_gpt"
+        some = "model=smollm2_135m or model=hf model.path=FOLDER" if prunes else "model=char_gpt"
         raise UserError(
             f"model={cfg.model.name}: task={cfg.task.name} needs a language model, such as {some}"
         )

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from sparsebench.config.paths import config_folder
 from sparsebench.config.refusal import refusal
 from sparsebench.config.schema import register
+from sparsebench.config.words import spelled
 
 
 def compose(overrides: Sequence[str] = (), folder: str | None = None) -> DictConfig:
@@ -30,7 +31,7 @@ def compose(overrides: Sequence[str] = (), folder: str | None = None) -> DictCon
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             own = [f"hydra.searchpath=['file://{Path(folder).absolute()}']"] if folder else []
-            return hydra_compose("config", overrides=[*own, *overrides])
+            return hydra_compose("config", overrides=[*own, *map(spelled, overrides)])
     except Exception as error:
         told = refusal(error, overrides)
         if told is None:

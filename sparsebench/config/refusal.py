@@ -16,7 +16,7 @@ from sparsebench.config.schema import BASES, OPEN
 from sparsebench.errors import UserError, bad_value, nearest
 
 _BASE_60 = "YAML reads 2:4 as the number 124 (base 60)"
-_NM = "N:M is written structure=nm_2_4, or structure=nm structure.n=2 structure.m=4 for any N and M"
+_NM = "N:M is written structure=2_4, or structure=nm structure.n=2 structure.m=4 for any N and M"
 
 
 def refusal(error: BaseException, overrides: Sequence[str] = ()) -> UserError | None:

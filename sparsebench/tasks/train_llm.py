@@ -1,7 +1,7 @@
 """Train a language model with a sparsity method, and save it as any other of transformers.
 
 From random weights (``model=char_gpt``, ``model=char_lstm``), or from trained ones
-(``model=hf_lm``). Which weights are sparse says the selector, by default the linear layers of the
+(``model=hf``). Which weights are sparse says the selector, by default the linear layers of the
 blocks (``selector=blocks``).
 """
 
