@@ -268,6 +268,11 @@ class Composed:
             pair = (self._prune, self._also)
             among = without(self.spec, layers, among, pair, wanted, self.structure)
         kept = updates.best(layers, among, self._prune, wanted, self.structure)
+        if state.masks.storage == "shadow":  # all values live on: the masks are all that changes
+            for name, units in kept.items():
+                shape = tuple(state.masks.parameters[name].shape)
+                state.masks.keep(name, self.structure.elements(units, shape))
+            return
         for name, units in kept.items():
             chosen = torch.zeros_like(present[name]).index_fill_(0, units, True)
             dropped, grown = present[name] & ~chosen, chosen & ~present[name]

@@ -106,6 +106,15 @@ class Masks:
         self._nonzeros[name] = int(mask.sum())
 
     @torch.no_grad()
+    def keep(self, name: str, kept: Tensor) -> None:
+        """Replace one mask by the flat indices of its connections (shadow weights need no more)."""
+        self.version += 1
+        factor = self._factors[name]
+        flat = torch.zeros_like(factor, memory_format=torch.contiguous_format).reshape(-1)
+        factor.copy_(flat.index_fill_(0, kept, 1).view_as(factor))
+        self._nonzeros[name] = kept.numel()
+
+    @torch.no_grad()
     def move(
         self, name: str, dropped: Tensor, grown: Tensor,
         optimizers: Iterable[torch.optim.Optimizer], values: Tensor | None = None,

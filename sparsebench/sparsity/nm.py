@@ -203,7 +203,9 @@ def top_n(scores: Tensor, n: int | Tensor) -> Tensor:
         chosen = _rank(scores) < n
     else:
         chosen = _above(scores, n)
-    return chosen & (scores > -math.inf)
+    if scores.numel() and scores.min() == -math.inf:  # rarely; the two lie crosswise in memory
+        return chosen & (scores > -math.inf)
+    return chosen
 
 
 def _highest(scores: Tensor, n: int) -> Tensor:
@@ -225,12 +227,12 @@ def _highest(scores: Tensor, n: int) -> Tensor:
 def _rank(scores: Tensor) -> Tensor:
     """How many of its group each entry has before it; by columns, which lie apart in memory."""
     columns = scores.t().contiguous()
-    ranks = torch.zeros(columns.shape, dtype=torch.int8, device=scores.device)
-    for i in range(len(columns)):
-        for j in range(i + 1, len(columns)):
-            first = columns[i] >= columns[j]
-            ranks[j] += first
-            ranks[i] += ~first
+    behind = torch.arange(len(columns) - 1, -1, -1, dtype=torch.int8, device=scores.device)
+    ranks = behind.unsqueeze(1).repeat(1, len(scores))  # as if all were lower than those behind
+    for i in range(len(columns) - 1):
+        first = (columns[i] >= columns[i + 1 :]).view(torch.int8)
+        ranks[i] -= first.sum(0, dtype=torch.int8)
+        ranks[i + 1 :] += first
     return ranks.t()
 
 
