@@ -31,6 +31,28 @@ def test_what_is_spent_is_the_budget_within_an_epoch(tmp_path, monkeypatch, meth
     assert result["config"]["epochs"] == 4  # what was asked for
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=snip"], ["method=synflow"], ["method=snip_ratio"], ["method=phew"],
+        ["method=rigl", "method.initial=saliency", "method.initial_scope=global"],
+    ],
+    ids=lambda words: words[0].removeprefix("method=") + f"{len(words)}",
+)  # fmt: skip
+def test_what_layers_win_before_training_is_paid_for(tmp_path, monkeypatch, words):
+    """Their shares are no distribution's; a small CNN's FLOPs differ by a multiple from ERK's."""
+    monkeypatch.chdir(tmp_path)
+    small = ["model=tiny_conv", "sparsity=0.9", "training_flops=0.6"]
+    result = run(compose([*WORDS, *small, *words]))
+    metrics = result["metrics"]
+    spent, epochs = metrics["flops/training_relative"], metrics["epochs"]
+    assert spent * epochs <= 0.6 * 4 + 1e-9
+    assert spent * (epochs + 1) > 0.6 * 4
+    again = run(compose([*WORDS, *small[:2], *words, f"epochs={epochs}"]))["metrics"]
+    for key in ("test/accuracy", "nonzeros", "flops/training_relative"):
+        assert again[key] == metrics[key]  # looking ahead left no trace
+
+
 def test_dense_training_has_its_own_length(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(compose([*WORDS, "method=dense", "training_flops=0.5"]))

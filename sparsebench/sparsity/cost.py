@@ -51,11 +51,12 @@ def epochs_for(
     shapes: Mapping[str, torch.Size],
     dense_forward: float,
     per_epoch: int,
+    first: Mapping[str, int] | None = None,
 ) -> int:
     """The most epochs that a budget pays for.
 
-    Where layers compete for a global count, the share of each is known only after training, and
-    the distribution's is taken: the FLOPs counted in training tell by how much that was wrong.
+    Where layers compete while they train, the share of each is known only then, and the
+    distribution's is taken: the FLOPs counted in training tell by how much that was wrong.
 
     Args:
         budget: training FLOPs as a multiple of dense training for ``epochs`` epochs.
@@ -65,6 +66,7 @@ def epochs_for(
         shapes: of the sparse weights.
         dense_forward: forward FLOPs of one sample in the dense model.
         per_epoch: optimizer steps of an epoch.
+        first: as in :func:`sparsebench.sparsity.forecast.forecast`.
 
     Raises:
         UserError: the budget does not pay for one epoch.
@@ -72,7 +74,7 @@ def epochs_for(
     sizes = {name: shape.numel() for name, shape in shapes.items()}
 
     def affordable(number: int) -> bool:
-        stretches = forecast(method, shapes, number * per_epoch, per_epoch)
+        stretches = forecast(method, shapes, number * per_epoch, per_epoch, first)
         try:
             relative = training_cost(stretches, flops, sizes, dense_forward, 1).relative
         except UserError:  # too short for the update window, and cheaper than any that is not

@@ -32,7 +32,11 @@ class Stretch:
 
 
 def forecast(
-    method: Composed, shapes: Mapping[str, torch.Size], total_steps: int, steps_per_epoch: int
+    method: Composed,
+    shapes: Mapping[str, torch.Size],
+    total_steps: int,
+    steps_per_epoch: int,
+    first: Mapping[str, int] | None = None,
 ) -> Iterator[Stretch]:
     """The stretches of a run, in order.
 
@@ -44,6 +48,8 @@ def forecast(
         shapes: shape of each sparse weight.
         total_steps: optimizer steps of the run.
         steps_per_epoch: optimizer steps of an epoch.
+        first: connections of each layer before the first step, where the sparsity stays as it is
+            then and they are known.
     """
     spec = method.spec
     window = method.window(total_steps, steps_per_epoch)
@@ -57,7 +63,7 @@ def forecast(
             gradients = _gradients(method, shapes, window, previous)
             known = "weight_gradient" in gradients
             dense = 0 if known else dense_gradient_steps(method, window, previous, step)
-            present = one_way(counts(method, shapes, sparsity), present)
+            present = dict(first or one_way(counts(method, shapes, sparsity), present))
             yield Stretch(step - previous, present, dense, gradients)
         previous = step
 

@@ -42,7 +42,12 @@ def draw(results: Results) -> Figure | None:
     if not any(entry.estimate(metric) for entry in results.entries.values()):
         return None
     many = against is not None and len(results.grid.rows) > ROWS
-    height = 1.2 + 0.17 * len(results.grid.rows) if many else 4.2
+    height = 4.2
+    if many:
+        height = 1.2 + 0.17 * len(results.grid.rows)
+    elif against is not None:  # the legend has a line for each point
+        points = len(results.grid.rows) * len(results.grid.columns)
+        height = max(height, 1.0 + 0.145 * points)
     figure = Figure(figsize=(6.4, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     if many:

@@ -5,9 +5,10 @@ A task is a module with a subclass of :class:`Task` and the line ``prepare, run 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,7 @@ from sparsebench.sparsity.flops import LayerFlops, layer_flops
 from sparsebench.sparsity.method import Method
 from sparsebench.sparsity.selector import select
 from sparsebench.sparsity.spec import SelectorSpec
-from sparsebench.tasks.budget import budgeted
+from sparsebench.tasks.budget import budgeted, first_counts
 from sparsebench.tasks.build import build_method, container, network, own_code
 from sparsebench.tasks.preflight import check_model, check_run
 from sparsebench.training.ranks import check_devices, ranks
@@ -115,16 +116,19 @@ class Task:
         """The callback that keeps the network sparse."""
         from sparsebench.training.sparsify import Sparsify
 
-        cfg, train = self.cfg, prepared.data.train
         return Sparsify(
             prepared.method,
             selector=prepared.selector,
-            seed=cfg.seed,
+            seed=self.cfg.seed,
             module="model",
-            examples=Examples(
-                lambda seed: TrainLoader(train, cfg.batch_size, seed).batches(0),
-                learner.example_loss,
-            ),
+            examples=self.examples(prepared, learner),
+        )
+
+    def examples(self, prepared: Prepared, learner: Learner) -> Examples:
+        """Training batches for methods that look at some beside training."""
+        train, size = prepared.data.train, self.cfg.batch_size
+        return Examples(
+            lambda seed: TrainLoader(train, size, seed).batches(0), learner.example_loss
         )
 
     # --- the rest is the same for all --------------------------------------------------------
@@ -148,10 +152,6 @@ class Task:
         check_model(cfg, model, method, weights, like, lambda net: self.refusal(net, like))
         sets = sets or self._load()
         flops = self.flops(model, self.shapes(sets.input_shape, sets.num_classes)[0], names=weights)
-        if cfg.training_flops:
-            dense = dense_forward or flops.total
-            self.cfg = cfg = budgeted(cfg, method, flops, weights, dense, len(sets.train))
-        check_run(cfg, sets, model, method)
         prepared = Prepared(
             task=self,
             data=sets,
@@ -162,9 +162,22 @@ class Task:
             dense_forward=dense_forward or flops.total,
             seconds=0.0,
         )
+        if cfg.training_flops:
+            self.cfg = cfg = budgeted(
+                cfg, method, flops, weights, prepared.dense_forward, len(sets.train),
+                lambda: self._first(prepared),
+            )  # fmt: skip
+        check_run(cfg, sets, model, method)
         self.check(prepared)
         prepared.seconds = time.perf_counter() - begin
         return prepared
+
+    def _first(self, prepared: Prepared) -> dict[str, int]:
+        """Connections of each layer before the first step."""
+        trial = replace(prepared, model=copy.deepcopy(prepared.model))
+        learner = self.learner(trial)
+        examples = self.examples(trial, learner)
+        return first_counts(self.cfg, trial.model, prepared.selector, examples)
 
     def _load(self) -> DataSets:
         with own_code("data._target_", self.cfg.data["_target_"]):
