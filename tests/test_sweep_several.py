@@ -20,7 +20,7 @@ from sparsebench.sweep import cores, launch
 from sparsebench.sweep.cells import Cells, Run
 from sparsebench.sweep.job import Job, Report
 from sparsebench.sweep.launch import Launch
-from sparsebench.sweep.order import Costs, estimate, measured, ordered, seconds_of
+from sparsebench.sweep.order import Costs, estimate, measured, ordered, seconds_of, spent
 from sparsebench.sweep.watch import Watch
 
 #: A network that writes down each time it is trained, and can stop or wait for a file.
@@ -313,6 +313,11 @@ def test_seconds_are_read_off_a_few_finished_seeds(tmp_path):
     )
     assert measured(cells) == {"a0": 1.0, "a2": 3.0}
     assert seconds_of(None) == 0
+
+
+def test_the_passes_of_pruning_are_part_of_it():
+    metrics = {"setup": 1, "pruning": 20, "calibration_forward": 15, "recovery": 300, "testing": 4}
+    assert spent({f"seconds/{what}": value for what, value in metrics.items()}) == 325
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from sparsebench.sweep.spec import ORDERS
 
 #: Finished seeds of a cell that are looked at.
 ENOUGH = 3
-_SECONDS = ("seconds/setup", "seconds/fit", "seconds/testing")
+#: What a run may spend its time on, none of it part of another.
+_SECONDS = tuple(f"seconds/{what}" for what in ("setup", "fit", "pruning", "recovery", "testing"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ def seconds_of(result: Mapping[str, Any] | None) -> float:
     """What a run took; 0 if it did not finish."""
     if result is None or result["status"] != "finished":
         return 0.0
-    return sum(float(result["metrics"].get(key) or 0.0) for key in _SECONDS)
+    return spent(result["metrics"])
+
+
+def spent(metrics: Mapping[str, Any]) -> float:
+    """Seconds of all parts of a run."""
+    return sum(float(metrics.get(key) or 0.0) for key in _SECONDS)
 
 
 def estimate(cells: Cells, seconds: Mapping[str, float]) -> Costs:

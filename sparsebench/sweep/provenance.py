@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Iterable
 from typing import Any
 
+from sparsebench.sweep.order import spent
 from sparsebench.sweep.results import Results
 from sparsebench.sweep.watch import clock
 
@@ -19,7 +20,6 @@ VERSIONS = (
     "scikit-learn",
     "numpy",
 )
-SECONDS = ("seconds/setup", "seconds/fit", "seconds/testing")
 
 
 def provenance(results: Results, command: str) -> list[str]:
@@ -41,7 +41,7 @@ def provenance(results: Results, command: str) -> list[str]:
     ]
     python = _all(e.get("python") for e in made)
     days = sorted({_day(outcome.written) for outcome in done})
-    seconds = sum(float(o.metrics.get(key) or 0.0) for o in done for key in SECONDS)
+    seconds = sum(spent(outcome.metrics) for outcome in done)
     return [
         *lines,
         f"versions: {', '.join([f'Python {python}', *versions])}",

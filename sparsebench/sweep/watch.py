@@ -13,7 +13,7 @@ from sparsebench.claim import owner_of
 from sparsebench.result import read_result
 from sparsebench.sweep.cells import Run
 from sparsebench.sweep.launch import Launch
-from sparsebench.sweep.order import Costs
+from sparsebench.sweep.order import Costs, spent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,7 +128,7 @@ class Watch:
             report = self.launch.reports.get(run.identity)
             said = f"{report.status}: {report.error}" if report else "no result"
         elif result["status"] == "finished":
-            seconds = result["metrics"].get("seconds/fit")
+            seconds = result["metrics"].get("seconds/fit") or spent(result["metrics"])
             return f"finished in {seconds:.1f} s" if seconds else "finished"
         else:
             said = f"{result['status']}: {result.get('error', '')}"
