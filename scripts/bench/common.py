@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "results" / "bench"
 
@@ -78,10 +79,23 @@ def of(name: str, ratios: list[float], target: float | None) -> Ratio:
     return Ratio(name, statistics.median(ratios), quartiles[0], quartiles[2], target, len(ratios))
 
 
-def report(title: str, ratios: list[Ratio]) -> None:
-    """Print the lines, and keep them in ``results/bench/<title>.json``."""
+def report(title: str, ratios: list[Ratio], *, keep: bool = False) -> None:
+    """Print the lines, and keep them in ``results/bench/<title>.json``.
+
+    Args:
+        title: of the bench.
+        ratios: its rows.
+        keep: rows of before that have not been measured now stay: a part of the bench was run.
+    """
     for ratio in ratios:
         print(ratio, flush=True)
+    write(title, [asdict(ratio) for ratio in ratios], keep=keep)
+
+
+def write(title: str, rows: list[dict[str, Any]], *, keep: bool) -> None:
+    """Write the rows of a bench, each under its name; see :func:`report`."""
+    path = RESULTS / f"{title}.json"
+    before = json.loads(path.read_text()) if keep and path.exists() else []
+    found = {row["name"]: row for row in [*before, *rows]}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([asdict(ratio) for ratio in ratios], indent=2)
-    (RESULTS / f"{title}.json").write_text(text + "\n")
+    path.write_text(json.dumps(list(found.values()), indent=2) + "\n")

@@ -13,7 +13,6 @@ peak above the library's. An interrupted bench writes the rows that it has.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import RESULTS, Ratio, alternate, of, report, seconds
+from common import Ratio, alternate, of, report, seconds, write
 from torch import Tensor
 
 from sparsebench.config.compose import compose
@@ -202,10 +201,8 @@ def main(names: list[str]) -> None:
     finally:
         rows = [*rows_of({name: found for name, found in ratios.items() if found}), *perplexities]
         if rows:
-            report("llm", rows)
-            path = RESULTS / "llm.json"
-            kept = [*json.loads(path.read_text()), *memories]
-            path.write_text(json.dumps(kept, indent=2) + "\n")
+            report("llm", rows, keep=bool(names))
+            write("llm", memories, keep=True)
 
 
 if __name__ == "__main__":

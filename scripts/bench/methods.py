@@ -83,7 +83,7 @@ def main(names: list[str]) -> None:
             print(ratios[-1], flush=True)
         except UserError as error:
             print(f"{name}: not for this network: {error}", flush=True)
-    report("methods", ratios)
+    report("methods", ratios, keep=bool(names))
 
 
 if __name__ == "__main__":
