@@ -132,6 +132,7 @@ def test_a_smaller_model_is_exported_and_measures_the_same(words, text):
         words, "method=sparsegpt", "structure=channel", "sparsity=0.5", "save_model=true"
     )
     metrics = result["metrics"]
+    assert result["kind"]["pattern"] == "heads and channels"
     assert metrics["sparsity"] == 0.5
     model, found = perplexity_of(folder / "model", text)
     assert found == metrics[f"perplexity/{text}@32"]
