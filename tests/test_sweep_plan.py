@@ -165,6 +165,18 @@ def test_plan_runs_nothing_and_imports_no_torch(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_launcher_that_a_table_chose_takes_dials(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["-m", "+table=quick", "table.plan=true", "table.seeds=2", "hydra.launcher.n_jobs=1"])
+    assert stopped.value.code == 0
+    assert "26 runs: 26 missing" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["-m", "+table=quick", "table.plan=true", "hydra.launcher.n_job=1"])
+    assert stopped.value.code == 2
+    assert "'hydra.launcher.n_job'" in capsys.readouterr().err
+
+
 def test_gpu_hours_are_three_dense_forwards_a_sample(composer):
     words = ["model=mlp", "model.hidden=[10]", "data=digits", "method=dense,rigl", "seed=0,1"]
     table = grid(*words, "epochs=40")

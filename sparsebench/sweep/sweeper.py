@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
 from sparsebench.dashboard.names import logger_overrides
 from sparsebench.errors import Interrupted, UserError
@@ -60,6 +60,8 @@ class GridSweeper(Sweeper):
         """Keep Hydra's objects; jobs run our task function, which travels to other processes."""
         self._config = config
         self.context = hydra_context
+        with read_write(config), open_dict(config):
+            config.hydra.overrides.hydra = _with_launcher(config)
 
     def sweep(self, arguments: list[str]) -> None:
         """The whole sweep.
@@ -154,6 +156,18 @@ class GridSweeper(Sweeper):
         if jobs and at_once and self._config.trainer.threads is None:
             extra.append(f"trainer.threads={max(1, len(available()) // at_once)}")
         return extra
+
+
+def _with_launcher(config: DictConfig) -> list[str]:
+    """Hydra's own overrides, among them the launcher that a table chose.
+
+    Cells are composed without the table, and would not know the keys of its launcher.
+    """
+    words = list(config.hydra.overrides.hydra)
+    choice = config.hydra.runtime.choices.get("hydra/launcher")
+    given = any(word.lstrip("+").startswith("hydra/launcher=") for word in words)
+    dials = any(word.lstrip("+").startswith("hydra.launcher.") for word in words)
+    return [f"hydra/launcher={choice}", *words] if dials and choice and not given else words
 
 
 def register() -> None:
