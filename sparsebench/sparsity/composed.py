@@ -242,11 +242,11 @@ class Composed:
             target = self._target(state.step)
         wanted = self._wanted(state, target, self.spec.scope)
         present = self.structure.present(state.masks)
-        current = {name: count(units) for name, units in present.items()}
         if state.masks.storage != "zeroed":  # absent weights have values, and may return
             every = {name: torch.ones_like(units) for name, units in present.items()}
             self._keep(state, present, every, wanted)
             return
+        current = {name: count(units) for name, units in present.items()}
         total = wanted if isinstance(wanted, int) else sum(wanted.values())
         if not isinstance(wanted, int):
             wanted = updates.one_way(wanted, current)

@@ -152,8 +152,9 @@ class NM(Unstructured):
         """Scores by group, minus infinity for what may not be chosen; NaN is the lowest."""
         least = torch.finfo(scores.dtype).min
         finite = scores.detach().nan_to_num(nan=least, posinf=math.inf, neginf=least)
-        allowed = finite.masked_fill(~among, -math.inf)
-        return groups(allowed, shape, self.size(shape), -math.inf)
+        if number_of(among) < among.numel():
+            finite = finite.masked_fill(~among, -math.inf)
+        return groups(finite, shape, self.size(shape), -math.inf)
 
     def _flat(self, chosen: Tensor, shape: Shape) -> Tensor:
         return positions(ungrouped(chosen, shape, self.size(shape)))
